@@ -1,0 +1,168 @@
+"""Exit criteria: how unsure an exit is, and the settings that say when that is sure enough.
+
+In: an exit's logits. Out: one uncertainty a window; a window stops at a layer when its uncertainty
+is at most that layer's threshold. Neighbours: `walk` asks, `calibration` chooses thresholds.
+
+    entropy    mean of start and end entropy over valid positions, each divided by log(positions)
+               (DeeBERT, Xin et al. 2020; normalised, in float32 log-softmax)
+    margin     1 - the smaller of the start's and the end's gap between best and second probability
+               (Schwartz et al. 2020 use the largest probability alone)
+    patience   1 / length of the run of exits that end here and gave the same best span
+               (PABEE, Zhou et al. 2020)
+    learned    1 - the probability that the exit's own head gives to being right (BERxiT, Xin et
+               al. 2021)
+
+Shapes: B windows, T tokens, K earlier exits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reader.errors import ModelFolderError
+
+SETTINGS_FILE = "exits.json"
+
+
+@dataclass(frozen=True)
+class ExitView:
+    """What a criterion may look at: one exit's outputs for B windows."""
+
+    start_logits: Tensor  # [B, T] float32, -inf where no answer can be
+    end_logits: Tensor  # [B, T]
+    certainty_logit: Tensor  # [B], the learned head
+    earlier_spans: Tensor  # [B, K, 2] int64, argmax start and end at the exits before this one
+
+
+class ExitCriterion(Protocol):
+    """A way to be unsure."""
+
+    def __call__(self, view: ExitView) -> Tensor:
+        """Uncertainty `[B]` in 0..1, 0 for certain."""
+        ...
+
+
+def entropy_uncertainty(view: ExitView) -> Tensor:
+    """Normalised entropy, the mean of start and end."""
+    return (_normalised_entropy(view.start_logits) + _normalised_entropy(view.end_logits)) / 2
+
+
+def margin_uncertainty(view: ExitView) -> Tensor:
+    """One minus the smaller probability gap between best and second."""
+    gaps = []
+    for logits in (view.start_logits, view.end_logits):
+        best = logits.softmax(1).topk(2, dim=1).values  # [B, 2]
+        gaps.append(best[:, 0] - best[:, 1])
+    return 1 - torch.minimum(gaps[0], gaps[1])
+
+
+def patience_uncertainty(view: ExitView) -> Tensor:
+    """One over the number of consecutive exits, this one included, with the same best span."""
+    agree = (view.earlier_spans == best_span(view).unsqueeze(1)).all(2)  # [B, K]
+    run = agree.flip(1).long().cumprod(1).sum(1)  # [B], counted back from the newest
+    return 1 / (1 + run.float())
+
+
+def learned_uncertainty(view: ExitView) -> Tensor:
+    """One minus the learned head's probability of being right."""
+    return 1 - view.certainty_logit.sigmoid()
+
+
+CRITERIA: dict[str, Callable[[ExitView], Tensor]] = {
+    "entropy": entropy_uncertainty,
+    "margin": margin_uncertainty,
+    "patience": patience_uncertainty,
+    "learned": learned_uncertainty,
+}
+
+
+def best_span(view: ExitView) -> Tensor:
+    """Argmax start and end, `[B, 2]`: what patience compares."""
+    return torch.stack((view.start_logits.argmax(1), view.end_logits.argmax(1)), dim=1)
+
+
+@dataclass(frozen=True)
+class ExitSettings:
+    """What calibration decided; one entry a layer in each tuple. Stored as `exits.json`.
+
+    `exit_thresholds`: stop when uncertainty <= threshold; the last layer always stops.
+    `no_answer_thresholds`: no answer when null score - best span score > threshold.
+    `temperatures`: scores are divided by it before they become probabilities.
+    `default_edge_layers`: where a device hands over unless its own settings say otherwise.
+    """
+
+    criterion: str
+    exit_thresholds: tuple[float, ...]
+    no_answer_thresholds: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    default_edge_layers: int
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise ModelFolderError(
+                f"exits: unknown criterion {self.criterion!r}; use one of {', '.join(CRITERIA)}"
+            )
+        layers = len(self.exit_thresholds)
+        if not layers or {len(self.no_answer_thresholds), len(self.temperatures)} != {layers}:
+            raise ModelFolderError("exits: thresholds and temperatures need one entry a layer each")
+        if not 1 <= self.default_edge_layers <= layers:
+            raise ModelFolderError(
+                f"exits: default_edge_layers {self.default_edge_layers} is outside 1..{layers}"
+            )
+        if any(not math.isfinite(value) or value <= 0 for value in self.temperatures):
+            raise ModelFolderError("exits: temperatures must be positive and finite")
+        if any(math.isnan(value) for value in self.exit_thresholds + self.no_answer_thresholds):
+            raise ModelFolderError("exits: a threshold is not a number")
+
+    @classmethod
+    def uncalibrated(cls, layers: int) -> ExitSettings:
+        """Never stop early, answer when a span beats the null: what a new model starts with."""
+        return cls("entropy", (-1.0,) * layers, (0.0,) * layers, (1.0,) * layers, layers)
+
+    @classmethod
+    def load(cls, folder: Path) -> ExitSettings | None:
+        """The settings of a model folder; None when it was never calibrated."""
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                criterion=str(values["criterion"]),
+                exit_thresholds=_numbers(values["exit_thresholds"]),
+                no_answer_thresholds=_numbers(values["no_answer_thresholds"]),
+                temperatures=_numbers(values["temperatures"]),
+                default_edge_layers=int(values["default_edge_layers"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFolderError(
+                f"{path} is damaged ({error!r}); run `elma calibrate` again"
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write `exits.json`."""
+        values = asdict(self)
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list")
+    return tuple(float(value) for value in values)
+
+
+def _normalised_entropy(logits: Tensor) -> Tensor:
+    log_probability = logits.float().log_softmax(1)  # [B, T]
+    probability = log_probability.exp()
+    terms = torch.where(probability > 0, probability * log_probability, 0.0)
+    positions = torch.isfinite(logits).sum(1).clamp_min(2)
+    return -terms.sum(1) / positions.float().log()

@@ -1,0 +1,158 @@
+"""Spans: an exit's logits become candidate spans, and windows' candidates become answers.
+
+In: start and end logits of windows. Out: `WindowSpans`, then `Answer`s in characters of the
+passage. Neighbours: `model` calls `best_spans`; edge and evaluation call `choose_answers`, on
+results of their own and of workers alike.
+
+SQuAD 2.0: token 0 is the null span. Over a question's windows the best span competes with the
+lowest null score (Devlin et al. 2019, section 4.3).
+
+Shapes: B windows, T tokens, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reader.exits import ExitSettings
+from reader.windows import Window
+
+MAX_SPANS = 20
+MAX_ANSWER_TOKENS = 30
+
+
+@dataclass(frozen=True)
+class Span:
+    """A candidate: tokens `start_token .. end_token` (inclusive) of a window."""
+
+    start_token: int
+    end_token: int
+    start_logit: float
+    end_logit: float
+
+    @property
+    def score(self) -> float:
+        """Sum of both logits."""
+        return self.start_logit + self.end_logit
+
+
+@dataclass(frozen=True)
+class WindowSpans:
+    """What one exit says of one window: candidates best first, and the score of no answer."""
+
+    window_index: int
+    layer: int
+    null_score: float
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Characters `start .. end - 1` of the passage; `text` is "" and both are -1 for no answer.
+
+    `score` is the calibrated probability that this answer is right, `no_answer_score` that the
+    passage holds none.
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    no_answer_score: float
+
+
+def best_spans(
+    start_logits: Tensor,
+    end_logits: Tensor,
+    *,
+    window_indexes: Sequence[int],
+    layer: int,
+    max_spans: int = MAX_SPANS,
+) -> list[WindowSpans]:
+    """The best candidates of B windows; logits `[B, T]` float32 are -inf where no answer can be.
+
+    Pairs are made of the `max_spans` best starts and ends, none longer than `MAX_ANSWER_TOKENS`.
+    """
+    tokens = start_logits.shape[1]
+    count = min(max_spans, tokens - 1)
+    null_scores = (start_logits[:, 0] + end_logits[:, 0]).tolist()
+    starts, start_places = start_logits[:, 1:].topk(count, dim=1)  # [B, C]
+    ends, end_places = end_logits[:, 1:].topk(count, dim=1)
+    scores = starts.unsqueeze(2) + ends.unsqueeze(1)  # [B, C, C]
+    length = end_places.unsqueeze(1) - start_places.unsqueeze(2)
+    scores = scores.masked_fill((length < 0) | (length >= MAX_ANSWER_TOKENS), -math.inf)
+    top, places = scores.flatten(1).topk(min(max_spans, count * count), dim=1)  # [B, C]
+    first, last = places // count, places % count
+    table = torch.stack(  # [B, C, 4], float64 holds token numbers and logits exactly
+        (
+            (start_places.gather(1, first) + 1).double(),
+            (end_places.gather(1, last) + 1).double(),
+            starts.gather(1, first).double(),
+            ends.gather(1, last).double(),
+        ),
+        dim=2,
+    ).tolist()
+    results = []
+    for row, index in enumerate(window_indexes):
+        spans = tuple(
+            Span(int(start), int(end), start_logit, end_logit)
+            for (start, end, start_logit, end_logit), score in zip(
+                table[row], top[row].tolist(), strict=True
+            )
+            if score > -math.inf
+        )
+        results.append(WindowSpans(index, layer, null_scores[row], spans))
+    return results
+
+
+def choose_answers(
+    windows: Sequence[Window],
+    results: Iterable[WindowSpans],
+    passage: str,
+    settings: ExitSettings,
+    *,
+    top_k: int = 1,
+) -> list[Answer]:
+    """The `top_k` best answers of a question from one result a window, at whatever layers.
+
+    Windows that stopped at different layers are compared after each layer's own calibration:
+    its no-answer threshold is taken off the null score, and all are divided by its temperature.
+    Where all stopped at one layer this is the plain rule: no answer when
+    `lowest null - best span > threshold`. The list is never empty.
+    """
+    candidates: dict[tuple[int, int], float] = {}
+    null_score = math.inf
+    for result in results:
+        layer = result.layer - 1
+        temperature = settings.temperatures[layer]
+        threshold = settings.no_answer_thresholds[layer]
+        null_score = min(null_score, (result.null_score - threshold) / temperature)
+        for span in result.spans:
+            place = _characters(windows[result.window_index], span)
+            score = span.score / temperature
+            candidates[place] = max(candidates.get(place, -math.inf), score)
+    ranked = sorted(candidates.items(), key=lambda item: (-item[1], item[0]))[:MAX_SPANS]
+    normaliser = _log_sum_exp([null_score, *(score for _, score in ranked)])
+    no_answer = math.exp(null_score - normaliser)
+    answers = [
+        Answer(passage[start:end], start, end, math.exp(score - normaliser), no_answer)
+        for (start, end), score in ranked
+    ]
+    nothing = Answer("", -1, -1, no_answer, no_answer)
+    if not ranked or null_score > ranked[0][1]:
+        return [nothing, *answers][:top_k]
+    return [*answers, nothing][:top_k]
+
+
+def _characters(window: Window, span: Span) -> tuple[int, int]:
+    return window.offsets[span.start_token][0], window.offsets[span.end_token][1]
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    return largest + math.log(sum(math.exp(value - largest) for value in values))

@@ -1,0 +1,94 @@
+"""Exit criteria against hand-worked values, and settings that survive the disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from reader.errors import ModelFolderError
+from reader.exits import CRITERIA, ExitSettings, ExitView
+
+
+def view(
+    start: list[float],
+    end: list[float],
+    *,
+    certainty: float = 0.0,
+    earlier: list[list[int]] | None = None,
+) -> ExitView:
+    history = torch.tensor([earlier]) if earlier else torch.zeros((1, 0, 2), dtype=torch.int64)
+    return ExitView(torch.tensor([start]), torch.tensor([end]), torch.tensor([certainty]), history)
+
+
+def test_entropy_is_one_for_uniform_and_zero_for_certain() -> None:
+    entropy = CRITERIA["entropy"]
+    flat = [0.0, -math.inf, 0.0, 0.0, -math.inf]
+    assert float(entropy(view(flat, flat))) == pytest.approx(1.0)
+    sure = [0.0, -math.inf, 200.0, 0.0, -math.inf]
+    assert float(entropy(view(sure, sure))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_entropy_does_not_overflow_on_large_logits() -> None:
+    large = [300.0, 299.0, -math.inf]
+    expected = -(0.7310586 * math.log(0.7310586) + 0.2689414 * math.log(0.2689414)) / math.log(2)
+    assert float(CRITERIA["entropy"](view(large, large))) == pytest.approx(expected, abs=1e-4)
+
+
+def test_margin_takes_the_less_certain_side() -> None:
+    start, end = [math.log(0.8), math.log(0.2)], [math.log(0.6), math.log(0.4)]
+    assert float(CRITERIA["margin"](view(start, end))) == pytest.approx(1 - 0.2, abs=1e-6)
+
+
+def test_patience_counts_back_from_the_newest_exit() -> None:
+    start, end = [0.0, 5.0, 1.0], [0.0, 1.0, 5.0]  # best span (1, 2)
+    patience = CRITERIA["patience"]
+    assert float(patience(view(start, end))) == 1.0
+    assert float(patience(view(start, end, earlier=[[1, 2], [1, 2]]))) == pytest.approx(1 / 3)
+    assert float(patience(view(start, end, earlier=[[1, 2], [0, 0]]))) == 1.0
+    assert float(patience(view(start, end, earlier=[[0, 0], [1, 2]]))) == 0.5
+
+
+def test_learned_is_one_minus_the_heads_probability() -> None:
+    assert float(CRITERIA["learned"](view([0.0, 1], [0.0, 1], certainty=2.0))) == pytest.approx(
+        1 - 1 / (1 + math.exp(-2)), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_every_criterion_stays_between_zero_and_one(criterion: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(50, 30, generator=generator) * 20
+    earlier = torch.randint(0, 3, (50, 4, 2), generator=generator)
+    found = CRITERIA[criterion](ExitView(logits, logits.flip(1), logits[:, 0], earlier))
+    assert found.shape == (50,)
+    assert bool((found >= -1e-6).all())
+    assert bool((found <= 1 + 1e-6).all())
+
+
+def test_settings_come_back_from_the_disk(tmp_path: Path) -> None:
+    settings = ExitSettings("margin", (0.1, 0.2), (0.5, -0.5), (1.5, 2.0), 1)
+    settings.save(tmp_path)
+    assert ExitSettings.load(tmp_path) == settings
+    assert ExitSettings.load(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"criterion": "gut feeling"},
+        {"temperatures": [1.0]},
+        {"temperatures": [0.0, 1.0]},
+        {"default_edge_layers": 3},
+        {"exit_thresholds": "0.1"},
+    ],
+)
+def test_damaged_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    ExitSettings.uncalibrated(2).save(tmp_path)
+    values = json.loads((tmp_path / "exits.json").read_text())
+    (tmp_path / "exits.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(ModelFolderError):
+        ExitSettings.load(tmp_path)
