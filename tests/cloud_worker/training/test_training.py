@@ -1,0 +1,254 @@
+"""Training: learns, resumes exactly, runs on two processes, and saves what everyone can load."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AlbertForQuestionAnswering
+
+from cloud_worker.training.objective import ObjectiveSettings, exit_weights
+from cloud_worker.training.settings import TrainingError, TrainSettings
+from cloud_worker.training.trainer import Progress, train
+from reader.model import Reader
+from tests.tiny import make_tiny_model
+
+PLACES = ["river", "city", "tower", "ship", "north", "south"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions that a tiny reader can learn: the word after "red" or "green"."""
+    paragraphs = []
+    for number, (left, right) in enumerate(
+        (left, right) for left in PLACES for right in PLACES if left != right
+    ):
+        context = f"the old red {left} was the first and the green {right} was the last."
+        qas: list[dict[str, object]] = [
+            {
+                "id": f"{number}-{color}",
+                "question": f"what is {color}?",
+                "answers": [
+                    {
+                        "text": word,
+                        "answer_start": context.index(f"{color} {word}") + len(color) + 1,
+                    }
+                ],
+                "is_impossible": False,
+                "source": "colors",
+            }
+            for color, word in (("red", left), ("green", right))
+        ]
+        qas.append(
+            {
+                "id": f"{number}-no",
+                "question": "who is king?",
+                "answers": [],
+                "is_impossible": True,
+                "source": "none",
+            }
+        )
+        paragraphs.append({"context": context, "qas": qas})
+    path = tmp_path_factory.mktemp("data") / "train.json"
+    path.write_text(
+        json.dumps({"version": "2.0", "data": [{"title": "t", "paragraphs": paragraphs}]})
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("base"), layers=2, groups=2)
+
+
+def settings_for(base: Path, data: Path, out: Path, /, **changes: object) -> TrainSettings:
+    plain = TrainSettings(
+        base=str(base),
+        out=str(out),
+        data=(str(data),),
+        epochs=2,
+        learning_rate=2e-3,
+        batch_windows=16,
+        batch_tokens=2048,
+        dropout=0.1,
+        average_decay=0.9,
+        bf16=False,
+        negatives=0.5,
+        checkpoint_seconds=1e9,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]  # test helper
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "training.csv").open() as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+def test_training_learns_and_writes_everything_beside_the_weights(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    folder = train(
+        settings_for(base, data, tmp_path, epochs=25, dropout=0.0, negatives=0.0),
+        on_progress=seen.append,
+    )
+    found = losses(folder)
+    assert sum(found[-10:]) / 10 < 0.6 * sum(found[:10]) / 10
+    assert seen[-1].step == seen[-1].steps == len(found)
+    assert json.loads((folder / "training.json").read_text())["seed"] == 1
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    reader = Reader.load(folder)
+    (window,) = reader.split(
+        "what is green?", "the old red city was the first and the green ship was the last."
+    )
+    best = reader.spans(reader.run(reader.embed([window]), 0, 2), 2, [0])[0].spans[0]
+    start, end = window.offsets[best.start_token][0], window.offsets[best.end_token][1]
+    assert "the old red city was the first and the green ship was the last."[start:end] == "ship"
+    AlbertForQuestionAnswering.from_pretrained(folder)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(base: Path, data: Path, tmp_path: Path) -> None:
+    whole = train(settings_for(base, data, tmp_path / "whole"))
+    broken = settings_for(base, data, tmp_path / "broken")
+    train(broken, stop_after_step=5)
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    train(broken, resume=True)
+    left, right = (
+        load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "broken")
+    )
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    assert losses(whole) == pytest.approx(losses(tmp_path / "broken"), abs=1e-4)
+
+
+def test_resuming_under_other_settings_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    train(settings_for(base, data, tmp_path), stop_after_step=2)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        train(settings_for(base, data, tmp_path, learning_rate=1e-3), resume=True)
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        train(settings_for(base, data, tmp_path / "empty"), resume=True)
+
+
+def test_frozen_embeddings_stay_on_the_packed_grid(base: Path, data: Path, tmp_path: Path) -> None:
+    from reader.storage import WORD_EMBEDDINGS, decode_int4_groups, encode_int4_groups
+
+    folder = train(settings_for(base, data, tmp_path, freeze_embeddings=True, steps=3))
+    before = load_file(base / "model.safetensors")[WORD_EMBEDDINGS]
+    after = load_file(folder / "model.safetensors")[WORD_EMBEDDINGS]
+    torch.testing.assert_close(after, decode_int4_groups(*encode_int4_groups(before)))
+
+
+def test_source_weights_thin_and_repeat(base: Path, data: Path, tmp_path: Path) -> None:
+    def steps(name: str, **changes: object) -> int:
+        seen: list[Progress] = []
+        settings = settings_for(base, data, tmp_path / name, epochs=1, negatives=0.0, **changes)
+        train(settings, stop_after_step=1, on_progress=seen.append)
+        return seen[0].steps
+
+    once = steps("once")
+    assert steps("twice", data=(f"{data}@2",)) == pytest.approx(2 * once, abs=1)
+    assert steps("thin", source_weights={"colors": 0.0}) < once / 2
+    with pytest.raises(TrainingError, match="no question"):
+        steps("none", data=(f"{data}@0",))
+
+
+def test_a_teacher_changes_what_is_learned(base: Path, data: Path, tmp_path: Path) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", layers=2, groups=1, seed=9)
+    plain = train(settings_for(base, data, tmp_path / "plain", steps=4))
+    taught = train(settings_for(base, data, tmp_path / "taught", steps=4, teacher=str(teacher)))
+    left, right = (load_file(folder / "model.safetensors") for folder in (plain, taught))
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_base_grows_while_it_is_loaded(base: Path, data: Path, tmp_path: Path) -> None:
+    folder = train(settings_for(base, data, tmp_path, steps=2, layers=4, groups=4))
+    assert Reader.load(folder).config.layers == 4
+
+
+def test_exit_weights_rise_and_sum_to_one() -> None:
+    weights = exit_weights(12, ObjectiveSettings(last_exit_share=0.3))
+    assert sum(weights) == pytest.approx(1)
+    assert weights == sorted(weights)
+    assert weights[-1] > 0.3
+
+
+def test_two_processes_under_torchrun_train_one_model(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "elma", "train"),
+        *("--base", str(base), "--data", str(data), "--out", str(tmp_path / "out")),
+        *(
+            "--epochs",
+            "1",
+            "--batch-windows",
+            "16",
+            "--batch-tokens",
+            "2048",
+            "--no-bf16",
+            "--threads",
+            "1",
+        ),
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone: list[Progress] = []
+    train(
+        settings_for(base, data, tmp_path / "alone", epochs=1, negatives=0.0, dropout=0.0),
+        stop_after_step=1,
+        on_progress=alone.append,
+    )
+    assert len(losses(tmp_path / "out")) == alone[0].steps // 2
+    assert Reader.load(tmp_path / "out").config.layers == 2
+
+
+def test_a_data_set_in_the_hubs_folder_layout_trains(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    """The code path of `--data rajpurkar/squad_v2`, on a data set of the same columns."""
+    rows = []
+    for article in json.loads(data.read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"][:3]:
+                rows.append(
+                    {
+                        "id": asked["id"],
+                        "title": article["title"],
+                        "context": paragraph["context"],
+                        "question": asked["question"],
+                        "answers": {
+                            "text": [answer["text"] for answer in asked["answers"]],
+                            "answer_start": [answer["answer_start"] for answer in asked["answers"]],
+                        },
+                    }
+                )
+    hub = tmp_path / "squad_tiny"
+    hub.mkdir()
+    (hub / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from cloud_worker.training.data import load_questions
+
+    questions = load_questions(str(hub))
+    assert len(questions) == len(rows)
+    assert sum(question.is_impossible for question in questions) == len(rows) // 3
+    folder = train(settings_for(base, hub, tmp_path / "out", steps=2))
+    assert (folder / "model.safetensors").is_file()
