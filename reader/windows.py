@@ -90,7 +90,8 @@ class WindowSplitter:
         if not read.ids:
             raise EmptyPassage("the passage holds nothing that can be read; give some text")
         head = [self._cls, *asked.ids, self._sep]
-        return self._windows(head, read.ids, read.offsets)
+        offsets = [_without_spaces(passage, first, last) for first, last in read.offsets]
+        return self._windows(head, read.ids, offsets)
 
     def _windows(
         self, head: list[int], ids: list[int], offsets: list[tuple[int, int]]
@@ -118,6 +119,15 @@ class WindowSplitter:
         if number is None:
             raise ModelFolderError(f"the tokenizer has no {token}; a BERT-style one is needed")
         return int(number)
+
+
+def _without_spaces(passage: str, first: int, last: int) -> tuple[int, int]:
+    """A token's characters less white space around them, which SentencePiece counts in."""
+    while first < last - 1 and passage[first].isspace():
+        first += 1
+    while first < last - 1 and passage[last - 1].isspace():
+        last -= 1
+    return first, last
 
 
 def _check_text(question: str, passage: str) -> None:

@@ -70,8 +70,9 @@ class TrainSettings:
         """What is stored beside the weights."""
         return asdict(self)
 
-    def save(self, folder: Path) -> None:
-        """Write `training.json`."""
+    def save(self, folder: Path, *, steps_done: int, steps_planned: int, seconds: float) -> None:
+        """Write `training.json`: the settings, and how far the run came."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.as_json(), indent=2) + "\n"
+        run = {"steps_done": steps_done, "steps_planned": steps_planned, "seconds": round(seconds)}
+        text = json.dumps({**self.as_json(), "run": run}, indent=2) + "\n"
         (folder / "training.json").write_text(text, encoding="utf-8")

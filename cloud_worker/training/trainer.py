@@ -75,12 +75,15 @@ def train(
     *,
     resume: bool = False,
     stop_after_step: int | None = None,
+    max_seconds: float = math.inf,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Train and save; returns the folder.
 
-    `stop_after_step` ends early with a checkpoint, as an interruption would (0-based count of
-    steps done). Raises `TrainingError`, `SquadFileError`, `ModelFolderError`.
+    `stop_after_step` ends with a checkpoint alone, as an interruption would. `max_seconds` from
+    now, training ends where it is and saves the averaged weights all the same, with the number of
+    steps in `training.json`; a later `resume` can still go on. Raises `TrainingError`,
+    `SquadFileError`, `ModelFolderError`.
     """
     team = Team.join()
     out = Path(settings.out)
@@ -90,11 +93,12 @@ def train(
     run = _Run(settings, network, load_training_windows(settings, base), team, out)
     if resume:
         run.resume()
-    run.loop(stop_after_step, on_progress)
-    if team.leads and run.step == run.steps:
+    deadline = time.monotonic() + max_seconds
+    run.loop(stop_after_step, deadline, on_progress)
+    if team.leads and (run.step == run.steps or time.monotonic() >= deadline):
         network.load_state_dict(run.average)
         save_network(network.eval(), out, tokenizer_from=base)
-        settings.save(out)
+        settings.save(out, steps_done=run.step, steps_planned=run.steps, seconds=run.seconds)
         plot_training_curves(out / LOG_FILE, out / CURVES_FILE)
     if team.size > 1:
         distributed.barrier()
@@ -139,14 +143,19 @@ class _Run:
             self.out, self.settings, self.network, self.average, self.optimizer
         )
 
-    def loop(self, stop_after_step: int | None, on_progress: Callable[[Progress], None]) -> None:
-        """Step until the end, or until `stop_after_step`."""
+    def loop(
+        self,
+        stop_after_step: int | None,
+        deadline: float,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Step until the end, until `stop_after_step`, or until `deadline` (monotonic seconds)."""
         self.objective.train()
         last_step = self.steps if stop_after_step is None else min(stop_after_step, self.steps)
         saved = time.monotonic()
         with _StepLog(self.out / LOG_FILE, self.step, self.network.config.layers) as log:
             for batch in self._batches_from(self.step):
-                if self.step >= last_step:
+                if self.step >= last_step or self._agree(time.monotonic() >= deadline):
                     break
                 started = time.monotonic()
                 loss, per_exit = self._take_step(batch)
@@ -163,6 +172,14 @@ class _Run:
                         saved = time.monotonic()
         if self.team.leads:
             self._save()
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process wants to stop; all of them have to leave the loop together."""
+        if self.team.size == 1:
+            return stop
+        votes = torch.tensor([float(stop)], device=self.device)
+        distributed.all_reduce(votes)
+        return bool(votes > 0)
 
     def _take_step(self, batch: Batch) -> tuple[float, list[float]]:
         seed_step(self.settings.seed, self.step, self.team.rank)

@@ -7,6 +7,7 @@ Neighbours: `cloud_worker.training.trainer` does the work; this file turns optio
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,6 +72,10 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
     seed: Annotated[int, typer.Option()] = 1,
     checkpoint_seconds: Annotated[float, typer.Option()] = 180.0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="End after so many minutes and save the weights as they are then."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
@@ -117,7 +122,12 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
     )
     with _Bar() as bar:
-        folder = run_training(settings, resume=resume, on_progress=bar.show)
+        folder = run_training(
+            settings,
+            resume=resume,
+            max_seconds=math.inf if max_minutes is None else 60 * max_minutes,
+            on_progress=bar.show,
+        )
     if as_json:
         last = bar.last
         typer.echo(

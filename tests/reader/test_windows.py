@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from reader.errors import EmptyPassage, EmptyQuestion, PassageTooLong, QuestionTooLong
 from reader.windows import MAX_PASSAGE_CHARACTERS, WindowSplitter
@@ -94,3 +96,14 @@ def test_bad_input_is_named(splitter: WindowSplitter) -> None:
         splitter.split("who?", "a" * 200_000)
     with pytest.raises(QuestionTooLong, match="shorten"):
         splitter.split("who " * 70, "text")
+
+
+def test_sentence_piece_tokens_do_not_count_the_space_before_them(tmp_path: Path) -> None:
+    pieces = ["<unk>", "[CLS]", "[SEP]", "▁the", "▁tower", "▁fell", "▁"]  # as ALBERT's own
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], 0, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    passage = "the tower fell"
+    (window,) = WindowSplitter(tmp_path / "tokenizer.json").split("the tower", passage)
+    words = [passage[first:last] for first, last in window.offsets[window.question_tokens : -1]]
+    assert words == ["the", "tower", "fell"]

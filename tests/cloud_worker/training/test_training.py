@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_a_resumed_run_ends_with_the_same_weights(base: Path, data: Path, tmp_pa
     assert losses(whole) == pytest.approx(losses(tmp_path / "broken"), abs=1e-4)
 
 
+def test_out_of_time_it_saves_what_it_has_and_can_go_on(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(base, data, tmp_path)
+    train(settings, stop_after_step=4)
+    folder = train(settings, resume=True, max_seconds=0)
+    assert Reader.load(folder).config.layers == 2
+    assert json.loads((folder / "training.json").read_text())["run"]["steps_done"] == 4
+    train(settings, resume=True)
+    run = json.loads((folder / "training.json").read_text())["run"]
+    assert run["steps_done"] == run["steps_planned"] > 4
+
+
 def test_resuming_under_other_settings_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
     train(settings_for(base, data, tmp_path), stop_after_step=2)
     with pytest.raises(TrainingError, match="learning_rate"):
@@ -252,3 +266,41 @@ def test_a_data_set_in_the_hubs_folder_layout_trains(
     assert sum(question.is_impossible for question in questions) == len(rows) // 3
     folder = train(settings_for(base, hub, tmp_path / "out", steps=2))
     assert (folder / "model.safetensors").is_file()
+
+
+def test_the_seeds_setup_trains_by_hub_names_alone(base: Path, data: Path, tmp_path: Path) -> None:
+    """`elma train --base USER/MODEL --data USER/DATA`, from a hub cache that the test lays out."""
+    snapshot = tmp_path / "hub" / "models--albert--albert-tiny" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copyfile(base / name, snapshot / name)
+    references = snapshot.parents[1] / "refs"
+    references.mkdir()
+    (references / "main").write_text("0123abcd")
+    command = [
+        *(sys.executable, "-m", "elma", "train", "--base", "albert/albert-tiny"),
+        *("--data", str(data), "--out", str(tmp_path / "out"), "--steps", "2", "--json"),
+        *("--batch-tokens", "2048", "--threads", "1"),
+    ]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["steps"] == 2
+    assert Reader.load(tmp_path / "out").config.layers == 2
+
+
+def test_a_base_that_nobody_has_is_named(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "elma", "train", "--base", "nobody/nothing"]
+    done = subprocess.run(
+        [*command, "--data", str(data), "--out", str(tmp_path)],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "nobody/nothing" in done.stderr
+    assert "Traceback" not in done.stderr
