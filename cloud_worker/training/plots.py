@@ -80,7 +80,7 @@ def plot_frontier(frontier: Frontier, png_path: Path, *, title: str) -> None:
     axes.set(xlabel="mean layers run per question", ylabel="F1 (%)", title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside lower center", fontsize="small", ncols=2)
     _save(figure, png_path)
 
 
