@@ -11,6 +11,9 @@ is at most that layer's threshold. Neighbours: `walk` asks, `calibration` choose
                (PABEE, Zhou et al. 2020)
     learned    1 - the probability that the exit's own head gives to being right (BERxiT, Xin et
                al. 2021)
+    decision   2 * sigmoid(-|null score - threshold - best span score| / temperature): how near the
+               choice between a span and no answer is, after calibration. Ours: the four above look
+               at raw logits, in which the no-answer threshold of SQuAD 2.0 is not seen.
 
 Shapes: B windows, T tokens, K earlier exits.
 """
@@ -28,6 +31,7 @@ import torch
 from torch import Tensor
 
 from reader.errors import ModelFolderError
+from reader.span_search import find_best_pairs
 
 SETTINGS_FILE = "exits.json"
 
@@ -40,6 +44,8 @@ class ExitView:
     end_logits: Tensor  # [B, T]
     certainty_logit: Tensor  # [B], the learned head
     earlier_spans: Tensor  # [B, K, 2] int64, argmax start and end at the exits before this one
+    no_answer_threshold: float = 0.0  # of this exit, see ExitSettings
+    temperature: float = 1.0  # of this exit
 
 
 class ExitCriterion(Protocol):
@@ -76,12 +82,23 @@ def learned_uncertainty(view: ExitView) -> Tensor:
     return 1 - view.certainty_logit.sigmoid()
 
 
+def decision_uncertainty(view: ExitView) -> Tensor:
+    """How near the calibrated choice between the best span and no answer is; 1 on the border."""
+    null_scores = view.start_logits[:, 0] + view.end_logits[:, 0]  # [B]
+    best = find_best_pairs(view.start_logits, view.end_logits).scores[:, 0]
+    margin = (null_scores - view.no_answer_threshold - best) / view.temperature
+    return 2 * torch.sigmoid(-margin.abs())
+
+
 CRITERIA: dict[str, Callable[[ExitView], Tensor]] = {
     "entropy": entropy_uncertainty,
     "margin": margin_uncertainty,
     "patience": patience_uncertainty,
     "learned": learned_uncertainty,
+    "decision": decision_uncertainty,
 }
+# Those whose uncertainty depends on the thresholds and temperatures of `ExitSettings`.
+CALIBRATED_CRITERIA = frozenset({"decision"})
 
 
 def best_span(view: ExitView) -> Tensor:
@@ -97,6 +114,7 @@ class ExitSettings:
     `no_answer_thresholds`: no answer when null score - best span score > threshold.
     `temperatures`: scores are divided by it before they become probabilities.
     `default_edge_layers`: where a device hands over unless its own settings say otherwise.
+    `score_slopes`, `score_intercepts`: each exit's score map (Platt 1999); empty means none.
     """
 
     criterion: str
@@ -104,6 +122,8 @@ class ExitSettings:
     no_answer_thresholds: tuple[float, ...]
     temperatures: tuple[float, ...]
     default_edge_layers: int
+    score_slopes: tuple[float, ...] = ()
+    score_intercepts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
@@ -119,8 +139,24 @@ class ExitSettings:
             )
         if any(not math.isfinite(value) or value <= 0 for value in self.temperatures):
             raise ModelFolderError("exits: temperatures must be positive and finite")
+        if (len(self.score_slopes), len(self.score_intercepts)) not in {(0, 0), (layers, layers)}:
+            raise ModelFolderError("exits: score slopes and intercepts need one entry a layer each")
+        if any(not math.isfinite(value) or value <= 0 for value in self.score_slopes):
+            raise ModelFolderError("exits: score slopes must be positive and finite")
         if any(math.isnan(value) for value in self.exit_thresholds + self.no_answer_thresholds):
             raise ModelFolderError("exits: a threshold is not a number")
+
+    def confidence(self, layer: int, probability: float) -> float:
+        """The calibrated probability of being right, from a candidate's probability at an exit.
+
+        `sigmoid(slope * logit(probability) + intercept)`; keeps the order of candidates.
+        """
+        if not self.score_slopes:
+            return probability
+        bounded = min(max(probability, 1e-9), 1 - 1e-9)
+        logit = math.log(bounded / (1 - bounded))
+        raised = self.score_slopes[layer - 1] * logit + self.score_intercepts[layer - 1]
+        return 1 / (1 + math.exp(-raised))
 
     @classmethod
     def uncalibrated(cls, layers: int) -> ExitSettings:
@@ -141,6 +177,8 @@ class ExitSettings:
                 no_answer_thresholds=_numbers(values["no_answer_thresholds"]),
                 temperatures=_numbers(values["temperatures"]),
                 default_edge_layers=int(values["default_edge_layers"]),
+                score_slopes=_numbers(values.get("score_slopes", [])),
+                score_intercepts=_numbers(values.get("score_intercepts", [])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFolderError(

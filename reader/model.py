@@ -121,11 +121,28 @@ class Reader:
         return logits[..., 0], logits[..., 1]
 
     @torch.no_grad()
-    def view(self, batch: StateBatch, layer: int, earlier_spans: Tensor) -> ExitView:
-        """What an exit criterion looks at; `earlier_spans` `[B, K, 2]` of the exits before."""
+    def view(
+        self,
+        batch: StateBatch,
+        layer: int,
+        earlier_spans: Tensor,
+        settings: ExitSettings | None = None,
+    ) -> ExitView:
+        """What an exit criterion looks at; `earlier_spans` `[B, K, 2]` of the exits before.
+
+        Thresholds and temperatures are those of `settings` (the reader's own if None).
+        """
+        chosen = settings or self.settings
         start, end = self.exit_logits(batch, layer)
         certainty = self.network.certainty_logit(layer, batch.hidden).float()
-        return ExitView(start, end, certainty, earlier_spans)
+        return ExitView(
+            start,
+            end,
+            certainty,
+            earlier_spans,
+            no_answer_threshold=chosen.no_answer_thresholds[layer - 1],
+            temperature=chosen.temperatures[layer - 1],
+        )
 
     def uncertainty(self, view: ExitView, settings: ExitSettings | None = None) -> Tensor:
         """Uncertainty `[B]` under the criterion of `settings` (the reader's own if None)."""

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 
 from reader.exits import ExitSettings
+from reader.span_search import MAX_SPANS, find_best_pairs
 from reader.windows import Window
-
-MAX_SPANS = 20
-MAX_ANSWER_TOKENS = 30
 
 
 @dataclass(frozen=True)
@@ -76,35 +74,23 @@ def best_spans(
 ) -> list[WindowSpans]:
     """The best candidates of B windows; logits `[B, T]` float32 are -inf where no answer can be.
 
-    Pairs are made of the `max_spans` best starts and ends, none longer than `MAX_ANSWER_TOKENS`.
+    See `span_search.find_best_pairs` for what is searched.
     """
-    tokens = start_logits.shape[1]
-    count = min(max_spans, tokens - 1)
     null_scores = (start_logits[:, 0] + end_logits[:, 0]).tolist()
-    starts, start_places = start_logits[:, 1:].topk(count, dim=1)  # [B, C]
-    ends, end_places = end_logits[:, 1:].topk(count, dim=1)
-    scores = starts.unsqueeze(2) + ends.unsqueeze(1)  # [B, C, C]
-    length = end_places.unsqueeze(1) - start_places.unsqueeze(2)
-    scores = scores.masked_fill((length < 0) | (length >= MAX_ANSWER_TOKENS), -math.inf)
-    top, places = scores.flatten(1).topk(min(max_spans, count * count), dim=1)  # [B, C]
-    first, last = places // count, places % count
-    table = torch.stack(  # [B, C, 4], float64 holds token numbers and logits exactly
-        (
-            (start_places.gather(1, first) + 1).double(),
-            (end_places.gather(1, last) + 1).double(),
-            starts.gather(1, first).double(),
-            ends.gather(1, last).double(),
-        ),
-        dim=2,
-    ).tolist()
+    pairs = find_best_pairs(start_logits, end_logits, max_spans)
+    columns = (pairs.start_tokens, pairs.end_tokens, pairs.start_logits, pairs.end_logits)
+    start_tokens, end_tokens, starts, ends = (column.tolist() for column in columns)  # each [B][C]
+    found = torch.isfinite(pairs.scores).sum(1).tolist()  # the rest of each row is -inf
     results = []
     for row, index in enumerate(window_indexes):
         spans = tuple(
-            Span(int(start), int(end), start_logit, end_logit)
-            for (start, end, start_logit, end_logit), score in zip(
-                table[row], top[row].tolist(), strict=True
+            Span(
+                start_tokens[row][place],
+                end_tokens[row][place],
+                starts[row][place],
+                ends[row][place],
             )
-            if score > -math.inf
+            for place in range(found[row])
         )
         results.append(WindowSpans(index, layer, null_scores[row], spans))
     return results
@@ -123,11 +109,13 @@ def choose_answers(
     Windows that stopped at different layers are compared after each layer's own calibration:
     its no-answer threshold is taken off the null score, and all are divided by its temperature.
     Where all stopped at one layer this is the plain rule: no answer when
-    `lowest null - best span > threshold`. The list is never empty.
+    `lowest null - best span > threshold`. The probabilities over candidates then pass through the
+    deepest layer's score map (`ExitSettings.confidence`). The list is never empty.
     """
     candidates: dict[tuple[int, int], float] = {}
-    null_score = math.inf
+    null_score, deepest = math.inf, 1
     for result in results:
+        deepest = max(deepest, result.layer)
         layer = result.layer - 1
         temperature = settings.temperatures[layer]
         threshold = settings.no_answer_thresholds[layer]
@@ -138,9 +126,13 @@ def choose_answers(
             candidates[place] = max(candidates.get(place, -math.inf), score)
     ranked = sorted(candidates.items(), key=lambda item: (-item[1], item[0]))[:MAX_SPANS]
     normaliser = _log_sum_exp([null_score, *(score for _, score in ranked)])
-    no_answer = math.exp(null_score - normaliser)
+
+    def confidence(score: float) -> float:
+        return settings.confidence(deepest, math.exp(score - normaliser))
+
+    no_answer = confidence(null_score)
     answers = [
-        Answer(passage[start:end], start, end, math.exp(score - normaliser), no_answer)
+        Answer(passage[start:end], start, end, confidence(score), no_answer)
         for (start, end), score in ranked
     ]
     nothing = Answer("", -1, -1, no_answer, no_answer)

@@ -79,7 +79,7 @@ def walk_on(
     while batch is not None and layer < last_layer:
         layer += 1
         batch = reader.run(batch, layer - 1, layer)
-        view = reader.view(batch, layer, history)
+        view = reader.view(batch, layer, history, chosen)
         if layer == reader.config.layers:
             stops = torch.ones(len(batch), dtype=torch.bool)
         else:

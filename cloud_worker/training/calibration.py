@@ -12,12 +12,14 @@ In this order, each on the calibration questions:
    the probability that this answer is exactly right in the sense of SQuAD's exact match; the
    temperature minimises the negative log likelihood of that event (Guo et al. 2017, section 4.2,
    on this event instead of a class);
-3. the exit thresholds: for each criterion a one-parameter family from careful to bold
+3. the score map of each exit (Platt 1999): a softmax over near-duplicate spans splits what is one
+   answer to a reader, so the share of the chosen one is mapped to how often it is right;
+4. the exit thresholds: for each criterion a one-parameter family from careful to bold
    (`policies.equal_loss_family`), tested in that order until the upper bound on the mean F1 loss
-   against full depth passes `max_f1_drop` (`bounds.last_certified`). With criterion "auto" the four
-   share the error probability, and the one with the lowest mean exit layer wins.
+   against full depth passes `max_f1_drop` (`bounds.last_certified`). With criterion "auto" all of
+   them share the error probability, and the one with the lowest mean exit layer wins.
 
-Which guarantee holds. With `tuning` questions of their own, steps 1 and 2 and the family do not
+Which guarantee holds. With `tuning` questions of their own, steps 1 to 3 and the family do not
 depend on the tested questions, and for questions drawn independently from one population, the mean
 F1 loss of the policy is at most `max_f1_drop` with probability `confidence`. Two things weaken it.
 Questions come in articles and are not independent, so the bound speaks about more questions of
@@ -38,10 +40,12 @@ import numpy as np
 from cloud_worker.training.bounds import betting_upper_bound, last_certified
 from cloud_worker.training.evaluation import (
     answer_at_exit,
+    answer_confidences,
     answer_probabilities,
     answer_questions,
     candidate_scores,
     evaluation_report,
+    logits,
     policy_layers,
 )
 from cloud_worker.training.measuring_errors import CalibrationError
@@ -123,6 +127,7 @@ def calibrate(testing: Recording, request: Request, tuning: Recording | None = N
     )
     settings = fit_no_answer_thresholds(tuned_on, settings)
     settings = fit_temperatures(tuned_on, settings)
+    settings = fit_score_maps(tuned_on, settings)
     criteria = list(CRITERIA) if request.criterion == AUTO else [request.criterion]
     # Bonferroni: the winner is chosen among policies that each may pass by luck.
     confidence = 1 - (1 - request.confidence) / len(criteria)
@@ -175,6 +180,21 @@ def fit_temperatures(recording: Recording, settings: ExitSettings) -> ExitSettin
     return replace(settings, temperatures=tuple(temperatures))
 
 
+def fit_score_maps(recording: Recording, settings: ExitSettings) -> ExitSettings:
+    """The settings with each exit's slope and intercept, by logistic regression of "exactly right"
+    on the log odds of the chosen answer's share. Needs thresholds and temperatures."""
+    plain = replace(settings, score_slopes=(), score_intercepts=())
+    slopes, intercepts = [], []
+    for layer in range(1, recording.layers + 1):
+        window_layers = np.full(len(recording.null_scores), layer, dtype=np.int64)
+        odds = logits(answer_confidences(recording, window_layers, plain))
+        right = answer_at_exit(recording, layer, plain).exact
+        slope, intercept = _logistic_fit(odds, right)
+        slopes.append(slope)
+        intercepts.append(intercept)
+    return replace(settings, score_slopes=tuple(slopes), score_intercepts=tuple(intercepts))
+
+
 def expected_calibration_error(probabilities: FloatArray, right: FloatArray) -> float:
     """Mean gap between probability [N] and share right (`right` [N], 0 or 1), over equal-width
     bins weighted by their questions (Naeini et al. 2015). 0..1, 0 is perfect."""
@@ -187,7 +207,7 @@ def half_report(
     recording: Recording, settings: ExitSettings, *, max_edge_layers: int, confidence: float
 ) -> dict[str, Any]:
     """Full depth and policy on one half, the drop between them with its own upper bound, and the
-    calibration error of the last exit and of the policy, before and after the temperatures."""
+    calibration error of the last exit and of the policy, without and with score calibration."""
     report = evaluation_report(recording, settings, max_edge_layers=max_edge_layers)
     losses = f1_losses(recording, settings)
     return {
@@ -218,7 +238,7 @@ def _choose_exits(
     family = [
         _with_exits(settings, thresholds)
         for thresholds in equal_loss_family(
-            tuning.uncertainty[settings.criterion], _window_losses(tuning, settings)
+            tuning.uncertainty_under(settings), _window_losses(tuning, settings)
         )
     ]
 
@@ -262,17 +282,37 @@ def _with_exits(settings: ExitSettings, thresholds: FloatArray) -> ExitSettings:
 
 def _calibration_errors(recording: Recording, settings: ExitSettings) -> dict[str, float]:
     last = np.full(len(recording.null_scores), recording.layers, dtype=np.int64)
-    plain = replace(settings, temperatures=(1.0,) * recording.layers)
+    ones = (1.0,) * recording.layers
+    plain = replace(settings, temperatures=ones, score_slopes=(), score_intercepts=())
     errors = {}
     for name, window_layers in (
         ("full_depth", last),
         ("policy", policy_layers(recording, settings)),
     ):
         for suffix, used in (("_before", plain), ("_after", settings)):
-            probabilities = answer_probabilities(candidate_scores(recording, window_layers, used))
+            probabilities = answer_confidences(recording, window_layers, used)
             right = answer_questions(recording, window_layers, used).exact
             errors[name + suffix] = expected_calibration_error(probabilities, right)
     return errors
+
+
+def _logistic_fit(odds: FloatArray, right: FloatArray) -> tuple[float, float]:
+    """Slope and intercept by Newton's method, a little ridge on both around (1, 0).
+
+    The ridge keeps a fit on few or one-sided questions near the unmapped score; the slope is kept
+    positive, so that the order of candidates survives.
+    """
+    parameters, ridge = np.array([1.0, 0.0]), 1.0
+    design = np.stack([odds, np.ones_like(odds)], axis=1)  # [N, 2]
+    for _ in range(50):
+        expected = 1 / (1 + np.exp(-np.clip(design @ parameters, -500, 500)))
+        gradient = design.T @ (expected - right) + ridge * (parameters - np.array([1.0, 0.0]))
+        weights = expected * (1 - expected)
+        step = np.linalg.solve(design.T @ (design * weights[:, None]) + ridge * np.eye(2), gradient)
+        parameters = parameters - np.clip(step, -2.0, 2.0)
+        if float(np.abs(step).max()) < 1e-8:
+            break
+    return max(float(parameters[0]), 1e-3), float(parameters[1])
 
 
 def _best_temperature(scores: FloatArray, right: FloatArray) -> float:

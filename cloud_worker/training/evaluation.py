@@ -32,7 +32,7 @@ from cloud_worker.training.squad_metrics import (
     best_threshold,
 )
 from reader.exits import ExitSettings
-from reader.spans import MAX_SPANS
+from reader.span_search import MAX_SPANS
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Outcomes:
 
 def policy_layers(recording: Recording, settings: ExitSettings) -> IntArray:
     """[W] the layer at which each window stops under these settings."""
-    uncertainty = recording.uncertainty[settings.criterion]
+    uncertainty = recording.uncertainty_under(settings)
     return exit_layers(uncertainty, np.array(settings.exit_thresholds))
 
 
@@ -126,8 +126,29 @@ def candidate_scores(
     return scores
 
 
+def answer_confidences(
+    recording: Recording, window_layers: IntArray, settings: ExitSettings
+) -> FloatArray:
+    """[N] the score that the device reports of its answer: the probability that it is right."""
+    shares = answer_probabilities(candidate_scores(recording, window_layers, settings))
+    if not settings.score_slopes:
+        return shares
+    deepest = np.maximum.reduceat(window_layers, recording.first_window) - 1  # [N]
+    slopes = np.array(settings.score_slopes)[deepest]
+    intercepts = np.array(settings.score_intercepts)[deepest]
+    confidences: FloatArray = 1.0 / (1.0 + np.exp(-(slopes * logits(shares) + intercepts)))
+    return confidences
+
+
+def logits(probabilities: FloatArray) -> FloatArray:
+    """Log odds, of probabilities kept a little off 0 and 1 (as `ExitSettings.confidence` does)."""
+    bounded = np.clip(probabilities, 1e-9, 1 - 1e-9)
+    odds: FloatArray = np.log(bounded / (1 - bounded))
+    return odds
+
+
 def answer_probabilities(scores: FloatArray) -> FloatArray:
-    """[N] probability that the chosen answer is right, from `candidate_scores` [N, 1 + C].
+    """[N] share of the chosen answer among its candidates, from `candidate_scores` [N, 1 + C].
 
     The chosen answer is the best candidate, or none where its score is higher.
     """
@@ -185,11 +206,10 @@ def frontier(recording: Recording, settings: ExitSettings) -> Frontier:
         answer_at_exit(recording, layer, settings) for layer in range(1, recording.layers + 1)
     ]
     exit_f1 = np.stack([outcomes.f1 for outcomes in at_exits], axis=1)  # [N, L]
-    family = shared_threshold_family(recording.uncertainty[settings.criterion])
+    uncertainty = recording.uncertainty_under(settings)
+    family = shared_threshold_family(uncertainty)
     curve = [
-        answer_questions(
-            recording, exit_layers(recording.uncertainty[settings.criterion], thresholds), settings
-        )
+        answer_questions(recording, exit_layers(uncertainty, thresholds), settings)
         for thresholds in family
     ]
     chosen = answer_questions(recording, policy_layers(recording, settings), settings)

@@ -30,9 +30,10 @@ from cloud_worker.training.squad_metrics import (
     has_answer_mask,
 )
 from reader.errors import InputError
-from reader.exits import CRITERIA
+from reader.exits import CALIBRATED_CRITERIA, CRITERIA, ExitSettings
 from reader.model import Reader
-from reader.spans import MAX_SPANS, WindowSpans, best_spans
+from reader.span_search import MAX_SPANS
+from reader.spans import WindowSpans, best_spans
 from reader.windows import Window
 
 TextArray: TypeAlias = NDArray[np.object_]
@@ -53,7 +54,7 @@ class Recording:
     texts: TextArray  # [W, L] the best span's text
     exact: FloatArray  # [W, L] its exact match, 0 or 1, as if it were the answer
     f1: FloatArray  # [W, L] its F1, 0..1
-    uncertainty: Mapping[str, FloatArray]  # criterion -> [W, L], 0 for certain
+    uncertainty: Mapping[str, FloatArray]  # criterion on raw logits -> [W, L], 0 for certain
 
     @property
     def layers(self) -> int:
@@ -70,6 +71,18 @@ class Recording:
         """[N] windows of each question."""
         counts: IntArray = np.diff(self.first_window, append=len(self.null_scores))
         return counts
+
+    def uncertainty_under(self, settings: ExitSettings) -> FloatArray:
+        """[W, L] uncertainty under the criterion of `settings`, 0 for certain.
+
+        That of a calibrated criterion follows from the scores (`exits.decision_uncertainty`).
+        """
+        if settings.criterion not in CALIBRATED_CRITERIA:
+            return self.uncertainty[settings.criterion]
+        nulls = self.null_scores - np.array(settings.no_answer_thresholds)
+        margins = (nulls - self.span_scores[:, :, 0]) / np.array(settings.temperatures)
+        decision: FloatArray = 2.0 / (1.0 + np.exp(np.minimum(np.abs(margins), 700.0)))
+        return decision
 
     def select(self, wanted: Sequence[Question]) -> Recording:
         """The part that belongs to some of its questions, in its own order."""
@@ -181,7 +194,7 @@ def _empty_recording(
         texts=np.full(shape, "", dtype=np.object_),
         exact=np.zeros(shape),
         f1=np.zeros(shape),
-        uncertainty={criterion: np.zeros(shape) for criterion in CRITERIA},
+        uncertainty={name: np.zeros(shape) for name in CRITERIA if name not in CALIBRATED_CRITERIA},
     )
 
 

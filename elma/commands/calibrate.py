@@ -41,7 +41,7 @@ def calibrate(
         float, typer.Option(help="How sure to be of that, between 0 and 1.")
     ] = 0.9,
     criterion: Annotated[
-        str, typer.Option(help="entropy, margin, patience, learned, or auto: the quickest of them.")
+        str, typer.Option(help="A criterion of reader.exits, or auto: the quickest.")
     ] = "auto",
     max_edge_layers: Annotated[
         int | None,

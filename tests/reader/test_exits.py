@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,26 @@ def test_learned_is_one_minus_the_heads_probability() -> None:
     )
 
 
+def test_decision_is_one_where_span_and_no_answer_are_level() -> None:
+    start, end = [1.0, 4.0, 0.0], [1.0, 0.0, 5.0]  # null 2, best span 9
+    found = view(start, end)
+    level = replace(found, no_answer_threshold=-7.0)
+    assert float(CRITERIA["decision"](level)) == pytest.approx(1.0)
+    assert float(CRITERIA["decision"](found)) == pytest.approx(2 / (1 + math.exp(7)), rel=1e-4)
+    cooler = replace(found, temperature=2.0)
+    assert float(CRITERIA["decision"](cooler)) == pytest.approx(2 / (1 + math.exp(3.5)), rel=1e-4)
+
+
+def test_a_score_map_keeps_order_and_gives_probabilities() -> None:
+    mapped = ExitSettings("margin", (0.1,), (0.0,), (1.0,), 1, (0.5,), (-1.0,))
+    assert mapped.confidence(1, 0.5) == pytest.approx(1 / (1 + math.exp(1)))
+    scores = [mapped.confidence(1, share) for share in (0.0, 0.2, 0.7, 1.0)]
+    assert scores == sorted(scores)
+    assert scores[0] >= 0
+    assert scores[-1] <= 1
+    assert ExitSettings.uncalibrated(1).confidence(1, 0.3) == 0.3
+
+
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_every_criterion_stays_between_zero_and_one(criterion: str) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -70,7 +91,7 @@ def test_every_criterion_stays_between_zero_and_one(criterion: str) -> None:
 
 
 def test_settings_come_back_from_the_disk(tmp_path: Path) -> None:
-    settings = ExitSettings("margin", (0.1, 0.2), (0.5, -0.5), (1.5, 2.0), 1)
+    settings = ExitSettings("margin", (0.1, 0.2), (0.5, -0.5), (1.5, 2.0), 1, (0.8, 1.0), (0.1, 0))
     settings.save(tmp_path)
     assert ExitSettings.load(tmp_path) == settings
     assert ExitSettings.load(tmp_path / "elsewhere") is None
@@ -84,6 +105,8 @@ def test_settings_come_back_from_the_disk(tmp_path: Path) -> None:
         {"temperatures": [0.0, 1.0]},
         {"default_edge_layers": 3},
         {"exit_thresholds": "0.1"},
+        {"score_slopes": [1.0], "score_intercepts": [1.0]},
+        {"score_slopes": [-1.0, 1.0], "score_intercepts": [0.0, 0.0]},
     ],
 )
 def test_damaged_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reader.exits import ExitSettings
-from reader.spans import MAX_ANSWER_TOKENS, Span, WindowSpans, best_spans, choose_answers
+from reader.span_search import MAX_ANSWER_TOKENS
+from reader.spans import Span, WindowSpans, best_spans, choose_answers
 from reader.windows import Window
 
 PASSAGE = "alpha beta gamma delta"

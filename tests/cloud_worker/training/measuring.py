@@ -12,7 +12,7 @@ from cloud_worker.training.recording import Recording
 from cloud_worker.training.squad_files import AnswerText, Question
 from cloud_worker.training.squad_metrics import FloatArray
 from reader.exits import CRITERIA
-from reader.spans import MAX_SPANS
+from reader.span_search import MAX_SPANS
 from tests.tiny import WORDS
 
 

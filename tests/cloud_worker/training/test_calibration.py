@@ -16,10 +16,11 @@ from cloud_worker.training.calibration import (
     expected_calibration_error,
     f1_losses,
     fit_no_answer_thresholds,
+    fit_score_maps,
     fit_temperatures,
     half_report,
 )
-from cloud_worker.training.evaluation import answer_at_exit
+from cloud_worker.training.evaluation import answer_at_exit, answer_confidences
 from cloud_worker.training.measuring_errors import CalibrationError, PlotError
 from cloud_worker.training.plots import plot_training_curves
 from cloud_worker.training.recording import Recording
@@ -98,6 +99,37 @@ def test_the_temperature_that_made_the_scores_is_found(temperature: float) -> No
     assert fitted.temperatures[0] == pytest.approx(temperature, rel=0.1)
 
 
+def test_the_score_map_makes_the_share_of_a_split_answer_a_probability() -> None:
+    random = np.random.default_rng(4)
+    count = 6000
+    margins = -random.gamma(2.0, 1.0, size=count)  # all answered, the null loses by this much
+    share = 1 / (1 + np.exp(margins))
+    odds = np.log(share / (1 - share))
+    right = random.random(count) < 1 / (1 + np.exp(-(0.6 * odds - 0.8)))
+    recording = made_up_recording(
+        right.astype(np.float64)[:, None], np.zeros((count, 1)), margins=margins[:, None]
+    )
+
+    fitted = fit_score_maps(recording, ExitSettings.uncalibrated(1))
+
+    assert fitted.score_slopes[0] == pytest.approx(0.6, abs=0.1)
+    assert fitted.score_intercepts[0] == pytest.approx(-0.8, abs=0.15)
+    layers = np.ones(count, dtype=np.int64)
+    mapped = answer_confidences(recording, layers, fitted)
+    plain = answer_confidences(recording, layers, ExitSettings.uncalibrated(1))
+    rightness = right.astype(np.float64)
+    assert expected_calibration_error(mapped, rightness) < 0.03
+    assert expected_calibration_error(plain, rightness) > 0.1
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_a_score_map_of_one_sided_questions_stays_finite(outcome: float) -> None:
+    recording = made_up_recording(np.full((50, 1), outcome), np.zeros((50, 1)))
+    fitted = fit_score_maps(recording, ExitSettings.uncalibrated(1))
+    assert np.isfinite(fitted.score_slopes + fitted.score_intercepts).all()
+    assert fitted.score_slopes[0] > 0
+
+
 def test_calibration_error_worked_by_hand() -> None:
     # Bins of 1/15: 0.54 and 0.55 share one (mean 0.545, half right), 0.9 is alone and wrong.
     probabilities = np.array([0.54, 0.55, 0.9, 1.0])
@@ -163,7 +195,7 @@ def test_auto_takes_the_criterion_that_runs_the_fewest_layers() -> None:
     chosen = calibrate(recording, Request(2.0, 0.9, "auto", 2))
 
     assert chosen.settings.criterion == "margin"
-    # Four criteria share the error probability, so alone it may be bolder.
+    # All criteria share the error probability, so alone it may be bolder.
     alone = calibrate(recording, Request(2.0, 0.9, "margin", 2))
     assert alone.certificate.mean_exit_layer <= chosen.certificate.mean_exit_layer
 

@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 
 from cloud_worker.training.evaluation import (
     answer_at_exit,
-    answer_probabilities,
+    answer_confidences,
     answer_questions,
-    candidate_scores,
     evaluation_report,
     frontier,
     policy_layers,
@@ -62,7 +61,24 @@ def recording(reader: Reader, questions: list[Question]) -> Recording:
 
 def mixed_settings(recording: Recording, criterion: str) -> ExitSettings:
     """Settings under which windows stop at every layer and some questions have no answer."""
-    uncertainty = recording.uncertainty[criterion]
+    margins = np.concatenate(
+        [
+            answer_at_exit(recording, layer, ExitSettings.uncalibrated(LAYERS)).no_answer_margin
+            for layer in range(1, LAYERS + 1)
+        ]
+    )
+    ordered = np.sort(margins)
+    no_answer = float(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1].mean())
+    settings = ExitSettings(
+        criterion=criterion,
+        exit_thresholds=(1.0,) * LAYERS,
+        no_answer_thresholds=tuple(no_answer + 0.01 * layer for layer in range(LAYERS)),
+        temperatures=(0.7, 1.0, 1.5, 2.5),
+        default_edge_layers=2,
+        score_slopes=(0.5, 0.6, 0.7, 0.8),
+        score_intercepts=(-0.1, 0.0, 0.1, 0.2),
+    )
+    uncertainty = recording.uncertainty_under(settings)
     going = np.ones(len(uncertainty), dtype=np.bool_)
     thresholds = []
     for layer in range(LAYERS - 1):
@@ -72,21 +88,7 @@ def mixed_settings(recording: Recording, criterion: str) -> ExitSettings:
         threshold = (levels[middle] + levels[middle + 1]) / 2 if len(levels) > 1 else -1.0
         thresholds.append(float(threshold))
         going &= uncertainty[:, layer] > threshold
-    margins = np.concatenate(
-        [
-            answer_at_exit(recording, layer, ExitSettings.uncalibrated(LAYERS)).no_answer_margin
-            for layer in range(1, LAYERS + 1)
-        ]
-    )
-    ordered = np.sort(margins)
-    no_answer = float(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1].mean())
-    return ExitSettings(
-        criterion=criterion,
-        exit_thresholds=(*thresholds, 1.0),
-        no_answer_thresholds=tuple(no_answer + 0.01 * layer for layer in range(LAYERS)),
-        temperatures=(0.7, 1.0, 1.5, 2.5),
-        default_edge_layers=2,
-    )
+    return replace(settings, exit_thresholds=(*thresholds, 1.0))
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
@@ -96,7 +98,7 @@ def test_the_offline_policy_is_the_live_walk_question_by_question(
     settings = mixed_settings(recording, criterion)
     window_layers = policy_layers(recording, settings)
     offline = answer_questions(recording, window_layers, settings)
-    probabilities = answer_probabilities(candidate_scores(recording, window_layers, settings))
+    probabilities = answer_confidences(recording, window_layers, settings)
 
     for number, question in enumerate(recording.questions):
         windows = reader.split(question.question, question.context)
@@ -130,7 +132,7 @@ def test_batching_does_not_change_what_is_recorded(
     assert (alone.texts == recording.texts).all()
     np.testing.assert_array_equal(alone.f1, recording.f1)
     np.testing.assert_allclose(alone.null_scores, recording.null_scores, atol=1e-4)
-    for criterion in CRITERIA:
+    for criterion in recording.uncertainty:
         np.testing.assert_allclose(
             alone.uncertainty[criterion], recording.uncertainty[criterion], atol=1e-4
         )
