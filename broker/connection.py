@@ -1,0 +1,326 @@
+"""One life of a connection: from CONNECT to its end. Made new for every reconnect.
+
+Paho lives in this file and in `packets`. A connection that ends is thrown away with its paho
+client, so nothing of it can leak into the next: no message that paho would resend past the
+broker's limits for ever, no acknowledgement that hits another message of the same number.
+
+paho's callbacks run on its network thread: here they only note and hand on, and each is wrapped,
+because an exception would kill that thread while paho still claims to be connected.
+Neighbours: `session` makes connections, keeps them alive and owns the queue of deliveries.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import paho.mqtt.client as paho
+import structlog
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from broker.errors import (
+    ConnectFailed,
+    InvalidPublication,
+    NotConnected,
+    PayloadTooLarge,
+    SubscriptionRefused,
+    TooManyInFlight,
+)
+from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
+from broker.in_flight import InFlight
+from broker.packets import (
+    connect_properties,
+    delivery_of,
+    make_client,
+    publish_properties,
+    set_will,
+)
+from broker.settings import BrokerSettings
+
+CLOSE_SECONDS = 2.0
+NO_MATCHING_SUBSCRIBERS = 16
+MQTT_RECEIVE_MAXIMUM = 65_535
+_serials = itertools.count(1)
+_log = structlog.get_logger("elma.broker")
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who connects and what it wants to hear."""
+
+    client_id: str
+    subscriptions: Sequence[Subscription]
+    receive_maximum: int
+    clean_start: bool
+    session_expiry_seconds: int
+    will: Publication | None
+    will_delay_seconds: int
+
+
+class Connection:
+    """One connection of one identity. `on_delivery` runs on paho's thread and must be quick."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        identity: Identity,
+        epoch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_callback_failure: Callable[[], None],
+    ) -> None:
+        self.epoch = epoch
+        self.maximum_packet_bytes = settings.maximum_packet_bytes
+        self.failure: ConnectFailed | None = None
+        self._settings = settings
+        self._identity = identity
+        self._on_delivery = on_delivery
+        self._on_callback_failure = on_callback_failure
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self._settled = threading.Event()  # ready or closed, whichever comes first
+        self._closed = threading.Event()
+        self._in_flight = InFlight(settings.max_in_flight)
+        self._unacknowledged: dict[int, int] = {}  # mid -> serial of the delivery
+        self._client = self._make_client()
+
+    # -- life ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect, subscribe, and return once the broker granted both. Raises ConnectFailed."""
+        settings, identity = self._settings, self._identity
+        properties = connect_properties(
+            identity.session_expiry_seconds, identity.receive_maximum, settings.maximum_packet_bytes
+        )
+        try:
+            self._client.connect(
+                settings.host,
+                settings.port,
+                keepalive=settings.keepalive_seconds,
+                clean_start=identity.clean_start,
+                properties=properties,
+            )
+        except (OSError, ValueError) as error:
+            self._end(ConnectFailed(f"broker {settings.address} cannot be reached: {error}"))
+            raise self._failure() from error
+        self._client.loop_start()
+        self._settled.wait(2 * settings.connect_timeout_seconds)
+        if not self._ready.is_set():
+            self._end(
+                ConnectFailed(
+                    f"broker {settings.address} did not answer within "
+                    f"{2 * settings.connect_timeout_seconds:g} seconds"
+                )
+            )
+            self.close()
+            raise self._failure()
+
+    @property
+    def is_ready(self) -> bool:
+        """Connected, every subscription granted, and not ended."""
+        return self._ready.is_set() and not self._closed.is_set()
+
+    @property
+    def in_flight_limit(self) -> int:
+        """How many publications may wait for their acknowledgement."""
+        return self._in_flight.limit
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether it ever was."""
+        return self._ready.is_set()
+
+    def wait_closed(self, timeout_seconds: float) -> bool:
+        """Wait for the connection's end. Notices, too, when paho's network thread has died."""
+        if self._closed.wait(timeout_seconds):
+            return True
+        thread = getattr(self._client, "_thread", None)  # paho has no public way to ask
+        if thread is None or not thread.is_alive():
+            self._end(ConnectFailed(f"the network thread of {self._identity.client_id} died"))
+        return self._closed.is_set()
+
+    def abandon(self) -> None:
+        """Tell whoever opens or watches this connection that it is over; from any thread."""
+        self._end(ConnectFailed("the session was stopped"))
+
+    def close(self) -> None:
+        """Say goodbye, wait `CLOSE_SECONDS` at most for the thread, then cut the socket.
+
+        Only for the thread that opened the connection.
+        """
+        self._client.disconnect()
+        thread = getattr(self._client, "_thread", None)
+        if thread is not None:
+            thread.join(CLOSE_SECONDS)
+        if thread is None or thread.is_alive():
+            self._cut_socket()
+        if thread is not None:
+            thread.join(CLOSE_SECONDS)
+        self._end(ConnectFailed("closed"))
+
+    # -- messages --------------------------------------------------------------------------
+
+    def publish(self, publication: Publication) -> Receipt:
+        """Hand a publication to paho. Raises NotConnected, PayloadTooLarge, TooManyInFlight."""
+        if not self.is_ready:
+            raise NotConnected(f"not connected to broker {self._settings.address}")
+        if publication.packet_bytes > self.maximum_packet_bytes:
+            raise PayloadTooLarge(
+                f"{publication.topic}: a packet of up to {publication.packet_bytes} bytes; the "
+                f"broker takes {self.maximum_packet_bytes}: split it or finish locally"
+            )
+        if not self._in_flight.take_place():
+            raise TooManyInFlight(
+                f"{publication.topic}: {self.in_flight_limit} publications wait for the broker; "
+                "try again when one is acknowledged"
+            )
+        try:
+            information = self._client.publish(
+                publication.topic,
+                publication.payload,
+                publication.qos,
+                publication.retain,
+                publish_properties(publication),
+            )
+        except (ValueError, TypeError) as error:
+            self._in_flight.free_place()
+            raise InvalidPublication(f"{publication.topic}: {error}") from error
+        if information.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._in_flight.free_place()
+            raise NotConnected(f"{publication.topic}: {paho.error_string(information.rc)}")
+        return self._in_flight.register(information.mid)
+
+    def acknowledge(self, delivery: Delivery) -> bool:
+        """Acknowledge a delivery once; False if it was already, or belongs to another epoch."""
+        if delivery.epoch != self.epoch:
+            return False
+        with self._lock:
+            if self._unacknowledged.get(delivery.mid) != delivery.serial:
+                return False
+            del self._unacknowledged[delivery.mid]
+        self._client.ack(delivery.mid, delivery.qos)
+        return True
+
+    # -- paho's callbacks, on its thread ---------------------------------------------------
+
+    def _make_client(self) -> paho.Client:
+        client = make_client(self._settings, self._identity.client_id)
+        if self._identity.will is not None:
+            set_will(client, self._identity.will, self._identity.will_delay_seconds)
+        client.on_connect = self._wrapped(self._on_connect)
+        client.on_subscribe = self._wrapped(self._on_subscribe)
+        client.on_publish = self._wrapped(self._on_publish)
+        client.on_message = self._wrapped(self._on_message)
+        client.on_disconnect = self._wrapped(self._on_disconnect)
+        return client
+
+    def _wrapped(self, callback: Callable[_P, None]) -> Callable[_P, None]:
+        """`callback`, whose exceptions are logged and counted instead of killing the thread."""
+
+        @functools.wraps(callback)
+        def safe(*args: _P.args, **kwargs: _P.kwargs) -> None:
+            try:
+                callback(*args, **kwargs)
+            except Exception:
+                _log.exception("broker_callback_failed", callback=callback.__name__)
+                with suppress(Exception):
+                    self._on_callback_failure()
+
+        return safe
+
+    def _on_connect(
+        self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, granted: Any
+    ) -> None:
+        address = self._settings.address
+        if reason.is_failure:
+            self._end(
+                ConnectFailed(
+                    f"broker {address} refused {self._identity.client_id}: {reason}; "
+                    "check username, password_file and the broker's log"
+                )
+            )
+            return
+        limit = getattr(granted, "MaximumPacketSize", None)
+        if limit is not None:
+            self.maximum_packet_bytes = min(self.maximum_packet_bytes, limit)
+        receive_maximum = getattr(granted, "ReceiveMaximum", MQTT_RECEIVE_MAXIMUM)
+        self._in_flight.limit = min(self._in_flight.limit, receive_maximum)
+        filters = [
+            (one.topic_filter, SubscribeOptions(qos=one.qos))
+            for one in self._identity.subscriptions
+        ]
+        if filters:
+            client.subscribe(filters)
+        else:
+            self._become_ready()
+
+    def _on_subscribe(
+        self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
+        for subscription, reason in zip(self._identity.subscriptions, reasons, strict=False):
+            if reason.is_failure:
+                self._end(
+                    SubscriptionRefused(
+                        f"broker {self._settings.address} refused {self._identity.client_id} the "
+                        f"subscription {subscription.topic_filter}: {reason}"
+                    )
+                )
+                return
+        self._become_ready()
+
+    def _on_publish(
+        self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any
+    ) -> None:
+        outcome = Outcome.ACKNOWLEDGED
+        if reason.value == NO_MATCHING_SUBSCRIBERS:
+            outcome = Outcome.NO_SUBSCRIBER
+        elif reason.is_failure:
+            outcome = Outcome.REFUSED
+        words = str(reason) if outcome is Outcome.REFUSED else ""
+        self._in_flight.settle(mid, outcome, words)
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        delivery = delivery_of(message, self.epoch, next(_serials))
+        if delivery.qos > 0:
+            with self._lock:
+                self._unacknowledged[delivery.mid] = delivery.serial
+        self._on_delivery(delivery)
+
+    def _on_disconnect(
+        self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
+        self._end(ConnectFailed(f"broker {self._settings.address} is gone: {reason}"))
+
+    # -- state -----------------------------------------------------------------------------
+
+    def _become_ready(self) -> None:
+        self._ready.set()
+        self._settled.set()
+
+    def _end(self, failure: ConnectFailed) -> None:
+        """Note the end once, with its first cause, and tell everyone who waits for a receipt."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self.failure = failure
+            self._closed.set()
+        self._in_flight.lose_all(str(failure))
+        self._settled.set()
+
+    def _failure(self) -> ConnectFailed:
+        return self.failure or ConnectFailed(f"broker {self._settings.address}: connection ended")
+
+    def _cut_socket(self) -> None:
+        """Wake a network thread that waits for a peer that will never speak again."""
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
