@@ -131,6 +131,9 @@ def save_network(
         for part, value in head.state_dict().items()
     }
     save_file(exits, folder / EXITS_FILE)
+    for name in (WEIGHTS_FILE, PACKED_FILE, EXITS_FILE):  # safetensors makes them 0600
+        if (folder / name).is_file():
+            (folder / name).chmod(0o644)
     text = json.dumps(network.config.to_hugging_face(), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):

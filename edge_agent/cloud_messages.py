@@ -1,0 +1,206 @@
+"""What crosses the broker, seen from the edge: requests sealed and sent, words opened and checked.
+
+Inputs: a question with its packed windows; deliveries. Outputs: publications on a session, opened
+messages, results that fit the reading they belong to. Neighbours: `offload` calls it; `protocol`
+knows the bytes and topics, `broker` carries them. No state but the keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from broker.errors import BrokerError
+from broker.exchange import Delivery, Publication, Receipt
+from edge_agent.local_reading import Reading
+from edge_agent.questions import Question
+from protocol.errors import MalformedMessage
+from protocol.keys import EdgeKeys, PoolPublic
+from protocol.messages import (
+    AnswerMessage,
+    Presence,
+    ResumeRequest,
+    WindowResult,
+    WorkerMessage,
+    decode_message,
+    encode_message,
+)
+from protocol.sealing import (
+    RequestHeader,
+    RequestKey,
+    open_answer,
+    seal_cancel,
+    seal_request,
+)
+from protocol.topics import AnswerTopic, CancelTopic, PresenceTopic, RequestTopic, parse_topic
+from protocol.wire import WIRE_VERSION, Kind
+from reader.spans import Span, WindowSpans
+
+LONGEST_EXPIRY_SECONDS = 60
+
+
+class CloudSession(Protocol):
+    """What the edge needs of `broker.session.Session`; tests put their own in its place."""
+
+    on_connection_change: Callable[[bool], None] | None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a live connection."""
+
+    def start(self) -> object:
+        """Begin to connect, in the background."""
+
+    def stop(self) -> None:
+        """Disconnect."""
+
+    def receive(self, timeout_seconds: float) -> Delivery | None:
+        """The next delivery, or None."""
+
+    def acknowledge(self, delivery: Delivery) -> bool:
+        """Tell the broker that the delivery took effect."""
+
+    def publish(self, publication: Publication) -> Receipt:
+        """Hand a publication to the broker."""
+
+
+@dataclass(frozen=True)
+class SealedRequest:
+    """A request as it is published, however often: the same id and the same bytes."""
+
+    wire_id: str
+    header: RequestHeader
+    payload: bytes = field(repr=False)
+    key: RequestKey = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RequestSealer:
+    """Seals and opens for one edge; `release` is the digest of the reader that made the states."""
+
+    edge_keys: EdgeKeys
+    pool_public: PoolPublic
+    release: str
+
+    @property
+    def edge(self) -> str:
+        """The edge's name in topics."""
+        return self.edge_keys.edge
+
+    def seal(self, question: Question, body: ResumeRequest) -> SealedRequest:
+        """Seal a question's windows under its wire id. Raises ProtocolError.
+
+        The wire id is the request id, so that one id is found in every log. An agent that was
+        restarted has lost states and key, and other bytes under the same id would be refused:
+        from the second generation on the id gets a random end.
+        """
+        wire_id = question.request_id
+        if question.generation:
+            wire_id = f"{wire_id[:51]}-{secrets.token_hex(6)}"
+        header = RequestHeader(
+            version=WIRE_VERSION,
+            pool_key_id=self.pool_public.key_id,
+            edge=self.edge,
+            request=wire_id,
+            created=question.created,
+            deadline=question.deadline,
+            release=self.release,
+        )
+        payload, key = seal_request(header, body, self.edge_keys, self.pool_public)
+        return SealedRequest(wire_id, header, payload, key)
+
+    def publish(
+        self,
+        session: CloudSession,
+        sealed: SealedRequest,
+        remaining_seconds: float,
+        priority: str,
+    ) -> Receipt:
+        """Publish a request that is wanted for `remaining_seconds`. Raises PublishError."""
+        expiry_seconds = max(1, min(int(remaining_seconds) + 1, LONGEST_EXPIRY_SECONDS))
+        return session.publish(
+            Publication(
+                str(RequestTopic(priority, self.edge, sealed.wire_id)),
+                sealed.payload,
+                expiry_seconds=expiry_seconds,
+                response_topic=str(AnswerTopic(self.edge, sealed.wire_id)),
+                correlation=sealed.wire_id.encode(),
+            )
+        )
+
+    def open(self, payload: bytes, sealed: SealedRequest) -> WorkerMessage:
+        """What a worker says to a request. Raises ProtocolError for forged or malformed bytes."""
+        return open_answer(payload, sealed.header, sealed.key)
+
+    def cancel(self, session: CloudSession, sealed: SealedRequest) -> None:
+        """Take a request back where that is possible; a worker's spare work is the only loss."""
+        topic = str(CancelTopic(self.edge, sealed.wire_id))
+        payload = seal_cancel(sealed.header, sealed.key)
+        with contextlib.suppress(BrokerError):
+            session.publish(Publication(topic, payload, expiry_seconds=LONGEST_EXPIRY_SECONDS))
+
+
+def presence(edge: str, *, is_online: bool) -> Publication:
+    """The retained presence message of an edge; the offline one is also its last will."""
+    topic = str(PresenceTopic("edge", edge))
+    return Publication(topic, encode_message(Presence(is_online)), retain=True)
+
+
+def presence_of(delivery: Delivery) -> tuple[str, bool] | None:
+    """(worker, is online) of a presence message, None for any other topic.
+
+    Raises ProtocolError. An empty payload clears a retained message, as a removed worker does.
+    """
+    topic = parse_topic(delivery.topic)
+    if not isinstance(topic, PresenceTopic):
+        return None
+    if not delivery.payload:
+        return topic.id, False
+    message = decode_message(delivery.payload, {Kind.PRESENCE})
+    return topic.id, isinstance(message, Presence) and message.online
+
+
+def request_of(delivery: Delivery) -> str:
+    """The wire id that a worker's message belongs to. Raises ProtocolError."""
+    topic = parse_topic(delivery.topic)
+    if not isinstance(topic, AnswerTopic):
+        raise MalformedMessage("a message on a topic that this edge did not subscribe to")
+    return topic.request
+
+
+def check_answer(body: AnswerMessage, reading: Reading, layers: int) -> Mapping[int, WindowSpans]:
+    """The results by window, if they are exactly what was asked for. Raises MalformedMessage.
+
+    `layers` is the depth of the reader. A worker is authenticated but may still be wrong: spans
+    must lie in the passage part of their window, or be the null span.
+    """
+    results = {result.index: result for result in body.results}
+    if set(results) != set(reading.unresolved):
+        raise MalformedMessage(
+            f"request {reading.question.request_id}: the answer covers other windows than asked"
+        )
+    return {index: _checked(result, reading, layers) for index, result in results.items()}
+
+
+def _checked(result: WindowResult, reading: Reading, layers: int) -> WindowSpans:
+    window = reading.windows[result.index]
+    first, last = window.question_tokens, len(window.token_ids) - 2
+    for span in result.spans:
+        is_null = span.start_token == span.end_token == 0
+        if not is_null and not first <= span.start_token <= span.end_token <= last:
+            raise MalformedMessage(
+                f"request {reading.question.request_id}: a span outside window {result.index}"
+            )
+    if not result.spans or not reading.walks[0].last_layer < result.layer <= layers:
+        raise MalformedMessage(
+            f"request {reading.question.request_id}: window {result.index} has no result of a "
+            f"layer up to {layers}"
+        )
+    spans = tuple(
+        Span(span.start_token, span.end_token, span.start_logit, span.end_logit)
+        for span in result.spans
+    )
+    return WindowSpans(result.index, result.layer, result.null_score, spans)

@@ -1,0 +1,189 @@
+"""What the device itself can do with a question: read it up to a layer, pack it, finish it.
+
+Inputs: a `Question`. Outputs: a `Reading` (its windows and how far each got), the windows to send
+to a worker, and the `FinalAnswer` of a reading with its results. Neighbours: `reader` does the
+mathematics, `agent` decides what happens next. Everything here runs on the inference thread, but
+for `provisional` and `answer`, which only look at numbers.
+
+A long passage makes many windows; they are walked a few at a time, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edge_agent.questions import FinalAnswer, Question, RankedAnswer, ResolvedBy
+from protocol.messages import MAX_SPANS, RequestWindow, ResumeRequest
+from reader.model import Reader
+from reader.spans import WindowSpans, choose_answers
+from reader.state_codecs import encode_state, state_bytes
+from reader.walk import Walk, finish, walk
+from reader.windows import Window
+
+WINDOWS_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question after the device's layers: one walk for each batch of its windows."""
+
+    question: Question
+    windows: tuple[Window, ...]
+    walks: tuple[Walk, ...]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every window has exited."""
+        return not any(part.unresolved_indexes for part in self.walks)
+
+    @property
+    def unresolved(self) -> tuple[int, ...]:
+        """The indexes of the windows that have not."""
+        return tuple(index for part in self.walks for index in part.unresolved_indexes)
+
+    @property
+    def unresolved_tokens(self) -> int:
+        """How many tokens those windows have."""
+        return sum(len(self.windows[index]) for index in self.unresolved)
+
+    @property
+    def resolved(self) -> dict[int, WindowSpans]:
+        """The results of the windows that have exited."""
+        return {index: spans for part in self.walks for index, spans in part.resolved.items()}
+
+    @property
+    def provisional(self) -> dict[int, WindowSpans]:
+        """The device's best so far for every window."""
+        rest = {index: spans for part in self.walks for index, spans in part.provisional.items()}
+        return self.resolved | rest
+
+    def __repr__(self) -> str:
+        """Without tokens and states."""
+        return f"Reading(request_id={self.question.request_id!r}, windows={len(self.windows)})"
+
+
+class LocalReading:
+    """Reads questions with `reader`, stopping at `edge_layers`; not for two threads at once."""
+
+    def __init__(self, reader: Reader, *, edge_layers: int, codec: str) -> None:
+        self.reader = reader
+        self.edge_layers = edge_layers
+        self.codec = codec
+        self._seconds_a_token_layer = 2e-5
+
+    @property
+    def model(self) -> str:
+        """The model's name and the first digits of its digest, as answers show it."""
+        return f"{self.reader.name}@{self.reader.digest[:12]}"
+
+    def warm_up(self) -> None:
+        """Read a small text twice, so that no asker pays for first-time work."""
+        for _ in range(2):
+            question = Question("warm-up", "what is read?", "some words " * 40, 1, 1.0, 0.0)
+            self.finish(self.read(question))
+
+    def read(self, question: Question) -> Reading:
+        """Run the device's layers; windows that exit stop. Raises `reader.errors.InputError`."""
+        windows = self.reader.split(question.question, question.passage)
+        begin = time.perf_counter()
+        walks = tuple(
+            walk(self.reader, batch, last_layer=self.edge_layers) for batch in _batches(windows)
+        )
+        reading = Reading(question, tuple(windows), walks)
+        if not reading.resolved:
+            # Only when every window ran every layer is the time a fair measure of a layer's price.
+            tokens = sum(len(window) for window in windows)
+            self._note_pace(time.perf_counter() - begin, tokens * self.edge_layers)
+        return reading
+
+    def finish(self, reading: Reading) -> dict[int, WindowSpans]:
+        """Run the remaining layers here; early exits still count."""
+        results: dict[int, WindowSpans] = {}
+        begin = time.perf_counter()
+        for part in reading.walks:
+            results |= finish(self.reader, part)
+        layers = self.reader.config.layers - self.edge_layers
+        if layers and reading.unresolved:
+            self._note_pace(time.perf_counter() - begin, reading.unresolved_tokens * layers)
+        return reading.resolved | results
+
+    def finishing_seconds(self, reading: Reading) -> float:
+        """How long `finish` will take at most, from the pace so far, with half as much again."""
+        layers = self.reader.config.layers - self.edge_layers
+        return 0.05 + 1.5 * reading.unresolved_tokens * layers * self._seconds_a_token_layer
+
+    def state_bytes(self, reading: Reading) -> int:
+        """How many bytes the states of the unresolved windows take, without packing them."""
+        hidden_size = self.reader.config.hidden_size
+        return sum(
+            state_bytes(self.codec, len(reading.windows[index]), hidden_size)
+            for index in reading.unresolved
+        )
+
+    def request(self, reading: Reading) -> ResumeRequest:
+        """The unresolved windows with their states, packed."""
+        return ResumeRequest(tuple(self._request_windows(reading)), top_spans=MAX_SPANS)
+
+    def answer(
+        self,
+        reading: Reading,
+        results: Mapping[int, WindowSpans],
+        *,
+        resolved_by: ResolvedBy,
+        degraded: bool,
+        latency_seconds: float,
+        bytes_sent: int,
+    ) -> FinalAnswer:
+        """The final answer from one result for every window."""
+        question = reading.question
+        chosen = choose_answers(
+            reading.windows,
+            [results[window.index] for window in reading.windows],
+            question.passage,
+            self.reader.settings,
+            top_k=question.top_k,
+        )
+        ranked = tuple(
+            RankedAnswer(found.text, found.start, found.end, found.score) for found in chosen
+        )
+        return FinalAnswer(
+            request_id=question.request_id,
+            answer=ranked[0].answer,
+            start=ranked[0].start,
+            end=ranked[0].end,
+            score=ranked[0].score,
+            no_answer_score=chosen[0].no_answer_score,
+            exit_layer=max(spans.layer for spans in results.values()),
+            resolved_by=resolved_by,
+            degraded=degraded,
+            latency_ms=round(max(latency_seconds, 0.0) * 1000, 3),
+            bytes_sent=bytes_sent,
+            model=self.model,
+            answers=ranked if question.top_k > 1 else (),
+        )
+
+    def _request_windows(self, reading: Reading) -> Iterator[RequestWindow]:
+        for part in reading.walks:
+            if part.unresolved is None:
+                continue
+            for row, index in enumerate(part.unresolved_indexes):
+                state = part.unresolved.state(row)  # [T, H]
+                yield RequestWindow(
+                    index=index,
+                    from_layer=part.last_layer,
+                    length_tokens=int(state.shape[0]),
+                    question_tokens=reading.windows[index].question_tokens,
+                    codec=self.codec,
+                    state=encode_state(self.codec, state),
+                )
+
+    def _note_pace(self, seconds: float, token_layers: int) -> None:
+        measured = seconds / token_layers
+        self._seconds_a_token_layer += 0.3 * (measured - self._seconds_a_token_layer)
+
+
+def _batches(windows: list[Window]) -> Iterator[list[Window]]:
+    for first in range(0, len(windows), WINDOWS_PER_BATCH):
+        yield windows[first : first + WINDOWS_PER_BATCH]

@@ -1,0 +1,74 @@
+"""The edge agent's metrics, in a registry of their own so that two agents can share a process.
+
+Inputs: counts and times from `agent`, `offload` and `app`. Output: the Prometheus text of
+`GET /metrics`. All names start with `elma_edge_`, all times are in seconds, all sizes in bytes; no
+label ever holds an id.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edge_agent.questions import Failure, Outcome
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BYTES = tuple(float(2**power) for power in range(12, 25))
+
+
+class EdgeMetrics:
+    """Every metric of one agent of `layers` layers; the fields are used where things happen."""
+
+    def __init__(self, layers: int) -> None:
+        self.registry = CollectorRegistry()
+        counter, histogram = self._counter, self._histogram
+        self.questions = counter(
+            "questions", "Accepted questions by how they ended.", ["result", "resolved_by"]
+        )
+        self.refused = counter("refused", "Questions that were not accepted.", ["code"])
+        self.degraded = counter(
+            "degraded", "Questions finished here because the cloud did not answer.", ["reason"]
+        )
+        self.publications = counter("publications", "Requests published, repeats included.", [])
+        self.retries = counter("retries", "Requests published again.", [])
+        self.ignored = counter(
+            "ignored_messages", "Messages that changed nothing: forged, late, malformed.", ["cause"]
+        )
+        self.worker_errors = counter("worker_errors", "Errors that workers reported.", ["code"])
+        layer_numbers = tuple(float(layer) for layer in range(1, layers + 1))
+        self.exit_layer = histogram(
+            "exit_layer", "Deepest layer that a question needed.", layer_numbers
+        )
+        self.answer_seconds = histogram(
+            "answer_seconds", "From acceptance to the final answer.", _SECONDS
+        )
+        self.offload_seconds = histogram(
+            "offload_seconds", "From the first publication to the cloud's answer.", _SECONDS
+        )
+        self.request_bytes = histogram("request_bytes", "Size of a sealed request.", _BYTES)
+        self.broker_connected = self._gauge("broker_connected", "1 while the session is up.")
+        self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
+        self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
+        self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")
+
+    def count_outcome(self, outcome: Outcome, seconds: float) -> None:
+        """Count one final answer that was reached `seconds` after acceptance."""
+        if isinstance(outcome, Failure):
+            self.questions.labels("failed", "none").inc()
+        else:
+            result = "answered" if outcome.answer else "no_answer"
+            self.questions.labels(result, outcome.resolved_by).inc()
+            self.exit_layer.observe(outcome.exit_layer)
+        self.answer_seconds.observe(seconds)
+
+    def as_text(self) -> bytes:
+        """The Prometheus exposition format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"elma_edge_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"elma_edge_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"elma_edge_{name}", text, buckets=buckets, registry=self.registry)

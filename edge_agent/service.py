@@ -1,0 +1,153 @@
+"""An edge agent as a process: reader, agent and HTTP server brought up and down in the right order.
+
+Input: `EdgeSettings`. Output: a process that serves until SIGTERM or SIGINT, and answers questions
+that are in hand before it ends. Neighbours: `elma edge run` calls `run_edge`; `agent`, `app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from broker.exchange import Subscription
+from broker.session import Session
+from edge_agent.agent import EdgeAgent, OffloaderFactory, OffloadParts
+from edge_agent.app import create_app
+from edge_agent.cloud_messages import RequestSealer, presence
+from edge_agent.errors import ListenError, SettingsError
+from edge_agent.offload import Offloader
+from edge_agent.settings import EdgeSettings
+from protocol.key_files import load_edge_keys, load_pool_public
+from protocol.topics import answer_subscription, presence_subscription
+from reader.model import Reader
+
+SESSION_EXPIRY_SECONDS = 3_600
+RECEIVE_MAXIMUM = 32
+DELIVERIES_BOUND = 256
+
+_log = structlog.get_logger(__name__)
+
+
+def run_edge(settings: EdgeSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises SettingsError, ListenError, OutboxError, `reader.errors.ModelFolderError`,
+    `protocol.errors.KeyFileError` or `broker.errors.BrokerSettingsError` before it serves.
+    """
+    with listen(settings) as listener:
+        agent = make_agent(settings)
+        agent.start()
+        EdgeServer(agent, settings).run(sockets=[listener])
+
+
+def make_agent(settings: EdgeSettings) -> EdgeAgent:
+    """The agent that the settings describe, its keys and model loaded, not started."""
+    make_offloader = _offloader_factory(settings)
+    reader = Reader.load(settings.model, threads=settings.torch_threads)
+    return EdgeAgent(settings, reader, make_offloader=make_offloader)
+
+
+def listen(settings: EdgeSettings) -> socket.socket:
+    """Bind the HTTP address, before anything that takes long. Raises ListenError."""
+    host, port = settings.http.host, settings.http.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise ListenError(
+            f"HTTP address {host}:{port} cannot be used ({error}); set another http.port"
+        ) from error
+
+
+class EdgeServer(uvicorn.Server):
+    """uvicorn, which stops the agent together with itself: no new questions, old ones answered."""
+
+    def __init__(self, agent: EdgeAgent, settings: EdgeSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(agent),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                limit_concurrency=settings.http.max_connections,
+                # The agent gives up its waiting questions first, so that they get a clear answer.
+                timeout_graceful_shutdown=int(settings.shutdown_seconds) + 5,
+            )
+        )
+        self._agent = agent
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where the agent listens, with the real port where it was 0."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            _log.info(
+                "edge_listening",
+                url=f"http://{shown}:{port}",
+                name=self._agent.settings.name,
+                model=self._agent.local.model,
+                edge_layers=self._agent.local.edge_layers,
+            )
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        """A signal: refuse new questions from this moment on; a second Ctrl-C ends at once.
+
+        Not uvicorn's own way, which raises the signal again after a clean stop.
+        """
+        self._agent.begin_stop()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening and stop the agent at the same time."""
+        stopping = asyncio.get_running_loop().run_in_executor(None, self._agent.stop)
+        await super().shutdown(sockets)
+        await stopping
+
+
+def _offloader_factory(settings: EdgeSettings) -> OffloaderFactory | None:
+    """What builds the offloader, with the keys loaded now; None where no cloud is configured."""
+    broker, offload = settings.broker, settings.offload
+    if broker is None or offload.edge_key_file is None or offload.pool_public_key_file is None:
+        return None
+    edge_keys = load_edge_keys(offload.edge_key_file)
+    pool_public = load_pool_public(offload.pool_public_key_file)
+    if edge_keys.edge != settings.name:
+        raise SettingsError(
+            f"{offload.edge_key_file} is the key of edge {edge_keys.edge!r}, but `name` is "
+            f"{settings.name!r}; set the name the key was made for"
+        )
+    session = Session(
+        broker,
+        broker.username or f"edge-{settings.name}",
+        subscriptions=[
+            Subscription(answer_subscription(settings.name)),
+            Subscription(presence_subscription("worker")),
+        ],
+        receive_maximum=RECEIVE_MAXIMUM,
+        clean_start=False,
+        session_expiry_seconds=SESSION_EXPIRY_SECONDS,
+        will=presence(settings.name, is_online=False),
+        birth=presence(settings.name, is_online=True),
+        queue_bound=DELIVERIES_BOUND,
+    )
+
+    def make(parts: OffloadParts) -> Offloader:
+        return Offloader(
+            session,
+            RequestSealer(edge_keys, pool_public, parts.local.reader.digest),
+            parts.settings.offload,
+            parts.local,
+            parts.metrics,
+            on_answer=parts.on_answer,
+            on_give_up=parts.on_give_up,
+            backlog_seconds=parts.backlog_seconds,
+        )
+
+    return make

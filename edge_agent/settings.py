@@ -1,0 +1,235 @@
+"""The settings of an edge agent: a TOML file, the environment, the command line; checked once.
+
+Input: `edge.toml` (see `examples/edge.toml`), variables `ELMA_EDGE_...`, overrides. The later one
+wins. A setting inside a table has two underscores: `[http] port` is `ELMA_EDGE_HTTP__PORT`. Output:
+`EdgeSettings`, passed down from the entry point. Neighbours: `service` and `elma edge run`.
+
+Relative paths in the file are relative to the file's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from broker.settings import BrokerSettings
+from edge_agent.errors import SettingsError
+from edge_agent.lease import LeaseRules
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8571
+ENVIRONMENT_PREFIX = "ELMA_EDGE_"
+_OTHER_VARIABLES = {"config", "url"}  # of `elma edge run --config` and `elma ask --edge`
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(_Table):
+    """The local HTTP interface. It has no login: keep it on the device's own address."""
+
+    host: str = DEFAULT_HOST
+    port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
+    max_body_bytes: Annotated[int, Field(ge=1_024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
+    body_seconds: Seconds = 10.0
+    max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
+
+
+class OffloadSettings(_Table):
+    """What goes to the cloud, and for how long the device waits for it.
+
+    Without the two key files nothing is ever sent. `max_request_bytes` bounds one sealed request,
+    `max_in_flight` and `max_in_flight_bytes` all that wait for an answer at once; a question past a
+    bound is finished on the device.
+    """
+
+    edge_key_file: Path | None = None
+    pool_public_key_file: Path | None = None
+    codec: Literal["fp16", "int8", "fp32"] = "fp16"
+    priority: Name = "normal"
+    accept_seconds: Seconds = 1.0
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
+    cloud_wait_seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 2.0
+    max_request_bytes: Annotated[int, Field(ge=1_024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
+    max_in_flight_bytes: Annotated[int, Field(ge=1_024)] = 128 * 1024 * 1024
+
+    @property
+    def rules(self) -> LeaseRules:
+        """The part of it that a lease follows."""
+        return LeaseRules(
+            accept_seconds=self.accept_seconds,
+            max_attempts=self.max_attempts,
+            cloud_wait_seconds=self.cloud_wait_seconds,
+        )
+
+
+class EdgeSettings(BaseSettings):
+    """Everything an edge agent can be told; the defaults make one that works alone.
+
+    `name` is the edge's identity at the broker. `max_edge_layers` is the deepest layer run before
+    the cloud is asked; the model's own choice where it is not set. `retention_seconds` is how long
+    an answer can be fetched again. `shutdown_seconds` is how long a stop waits for questions.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")] = "edge"
+    model: str = "elma-small"
+    outbox: Path = Path("elma-edge.sqlite3")
+    max_edge_layers: Annotated[int, Field(ge=1, le=64)] | None = None
+    torch_threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
+    queue_bound: Annotated[int, Field(ge=1, le=10_000)] = 256
+    default_deadline_seconds: Seconds = 10.0
+    max_deadline_seconds: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 60.0
+    answer_grace_seconds: Seconds = 5.0
+    retention_seconds: Seconds = 3_600.0
+    shutdown_seconds: Seconds = 10.0
+    http: HttpSettings = HttpSettings()
+    offload: OffloadSettings = OffloadSettings()
+    broker: BrokerSettings | None = None
+
+    @property
+    def is_offloading(self) -> bool:
+        """Whether a cloud is configured at all."""
+        return self.broker is not None and self.offload.edge_key_file is not None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EdgeSettings:
+        offload = self.offload
+        if (offload.edge_key_file is None) != (offload.pool_public_key_file is None):
+            raise ValueError(
+                "offload.edge_key_file and offload.pool_public_key_file belong together; "
+                "`elma keys` makes both"
+            )
+        if self.broker is not None and offload.edge_key_file is None:
+            raise ValueError(
+                "a [broker] is set but not offload.edge_key_file; nothing may be sent unsealed: "
+                "set both key files, or remove [broker]"
+            )
+        if self.default_deadline_seconds > self.max_deadline_seconds:
+            raise ValueError("default_deadline_seconds is above max_deadline_seconds")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment; the file is merged in by `load_settings`."""
+        return init_settings, env_settings
+
+
+def load_settings(
+    config: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> EdgeSettings:
+    """The settings from file, environment and `overrides` (nested like the file; None is unset).
+
+    Raises SettingsError, which names the setting but never its value.
+    """
+    _refuse_unknown_variables()
+    in_file = {} if config is None else _read_file(config)
+    given = _without_unset(overrides or {})
+
+    class Loaded(EdgeSettings):
+        """Adds the file below environment and overrides."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
+
+    try:
+        return Loaded(**given)
+    except ValidationError as error:
+        raise SettingsError(_describe(error, config)) from error
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be ignored without a word."""
+    known = {*EdgeSettings.model_fields, *_OTHER_VARIABLES}
+    for variable in os.environ:
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower() not in known:
+            raise SettingsError(
+                f"environment variable {variable} is no setting; "
+                f"the names are {', '.join(sorted(EdgeSettings.model_fields))}"
+            )
+
+
+def _read_file(config: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {config} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {config} is not valid TOML: {error}") from error
+    return _with_absolute_paths(document, config.resolve().parent)
+
+
+def _with_absolute_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths of the file, made absolute: `outbox` and every `..._file` in any table."""
+    resolved: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            resolved[key] = _with_absolute_paths(value, folder)
+        elif isinstance(value, str) and (key == "outbox" or key.endswith("_file")):
+            resolved[key] = str(folder / Path(value).expanduser())
+        elif key == "model" and isinstance(value, str) and (folder / value).is_dir():
+            resolved[key] = str(folder / value)
+        else:
+            resolved[key] = value
+    return resolved
+
+
+def _without_unset(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            inner = _without_unset(value)
+            if inner:
+                kept[key] = inner
+        elif value is not None:
+            kept[key] = value
+    return kept
+
+
+def _describe(error: ValidationError, config: Path | None) -> str:
+    source = f"{config}, " if config is not None else ""
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    )
+    return f"wrong settings ({source}environment {ENVIRONMENT_PREFIX}..., arguments): {problems}"

@@ -1,0 +1,69 @@
+"""`elma edge run`: an edge agent as a process.
+
+Input: a settings file, `ELMA_EDGE_...` variables, options; the later one wins. Output: a local HTTP
+interface until SIGTERM, one log line for each question on stderr. Neighbours: `edge_agent.service`
+does the work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="The agent on the device: answers over local HTTP.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `run` a verb of its own although it is the only one so far."""
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar="ELMA_EDGE_CONFIG", help="TOML file; examples/edge.toml shows all."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of this edge at the broker.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder, or elma-small.")] = None,
+    outbox: Annotated[Path | None, typer.Option(help="SQLite file of accepted questions.")] = None,
+    max_edge_layers: Annotated[
+        int | None, typer.Option(help="Deepest layer run before the cloud is asked.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the HTTP interface.")] = None,
+    port: Annotated[int | None, typer.Option(help="Its port; 0 takes a free one.")] = None,
+    broker_host: Annotated[str | None, typer.Option(help="The MQTT broker.")] = None,
+    broker_port: Annotated[int | None, typer.Option(help="Its port.")] = None,
+    edge_key_file: Annotated[Path | None, typer.Option(help="This edge's secret key.")] = None,
+    pool_public_key_file: Annotated[
+        Path | None, typer.Option(help="The public key of the worker pool.")
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help="State codec: fp16, int8 or fp32.")] = None,
+) -> None:
+    """Answer questions over local HTTP until stopped, with or without a broker.
+
+    Every setting can be given in the file, as a variable ELMA_EDGE_... (a setting of a table with
+    two underscores, such as ELMA_EDGE_BROKER__HOST), and the most useful ones as options.
+    """
+    from edge_agent.settings import load_settings
+
+    overrides: dict[str, Any] = {
+        "name": name,
+        "model": model,
+        "outbox": outbox,
+        "max_edge_layers": max_edge_layers,
+        "http": {"host": host, "port": port},
+        "broker": {"host": broker_host, "port": broker_port},
+        "offload": {
+            "edge_key_file": edge_key_file,
+            "pool_public_key_file": pool_public_key_file,
+            "codec": codec,
+        },
+    }
+    settings = load_settings(config, overrides)
+
+    from edge_agent.service import run_edge  # heavy: after the settings, whose errors come at once
+
+    run_edge(settings)

@@ -1,0 +1,451 @@
+"""An agent, real brokers, and workers that behave well, badly, or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from broker.run import RunningBroker, run_broker
+from broker.settings import BrokerSettings
+from protocol.messages import Accepted, Busy, ErrorMessage
+from protocol.sealing import OpenedRequest
+from reader.exits import ExitSettings
+from reader.model import Reader
+from reader.spans import choose_answers
+from reader.walk import walk
+from tests.edge_agent.conftest import (
+    EDGE,
+    LAYERS,
+    PASSAGE,
+    QUESTION,
+    Keys,
+    RunningEdge,
+    StartEdge,
+    wait_until,
+)
+from tests.edge_agent.fake_worker import Behaviour, FakeWorker, answers
+from tests.tiny import make_tiny_model
+
+QUICK = {"accept_seconds": 0.3, "cloud_wait_seconds": 1.0}
+
+
+def full_depth(reader: Reader, question: str = QUESTION, passage: str = PASSAGE) -> tuple[int, int]:
+    """Start and end of the answer that one machine gives with all layers."""
+    windows = reader.split(question, passage)
+    whole = walk(reader, windows)
+    (answer,) = choose_answers(windows, whole.resolved.values(), passage, reader.settings)
+    return answer.start, answer.end
+
+
+def cloud_edge(start_edge: StartEdge, broker: RunningBroker, **settings: Any) -> RunningEdge:
+    """An agent at a broker, connected."""
+    edge = start_edge(broker.settings(), **{"offload": QUICK, **settings})
+    wait_until(lambda: edge.get("/healthz").json()["cloud"]["connected"])
+    return edge
+
+
+def worker_at(
+    broker: RunningBroker, reader: Reader, keys: Keys, behaviour: Behaviour = answers, **fields: Any
+) -> FakeWorker:
+    return FakeWorker(broker.settings(), reader, keys.pool, keys.edge, behaviour, **fields)
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "embedded"])
+def test_what_the_device_cannot_settle_is_answered_by_the_cloud(
+    kind: Any,
+    mosquitto_program: Path,
+    start_edge: StartEdge,
+    reader: Reader,
+    keys: Keys,
+) -> None:
+    with run_broker(kind) as broker, worker_at(broker, reader, keys) as worker:
+        edge = cloud_edge(start_edge, broker)
+        answer = edge.ask(request_id="q1")
+        assert answer["resolved_by"] == "cloud"
+        assert answer["degraded"] is False
+        assert answer["exit_layer"] == LAYERS
+        assert (answer["start"], answer["end"]) == full_depth(reader)
+        assert worker.requests == ["q1"]
+        assert answer["bytes_sent"] == len(worker.payloads[0])
+        assert QUESTION.encode() not in worker.payloads[0]
+        assert PASSAGE.encode() not in worker.payloads[0]
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_smaller_codecs_send_fewer_bytes(
+    codec: str, mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    with worker_at(mosquitto, reader, keys):
+        edge = cloud_edge(start_edge, mosquitto, offload={**QUICK, "codec": codec})
+        answer = edge.ask()
+    tokens = len(reader.split(QUESTION, PASSAGE)[0])
+    assert answer["resolved_by"] == "cloud"
+    assert answer["bytes_sent"] < tokens * reader.config.hidden_size * 4 * 0.8
+
+
+def test_a_question_that_every_window_settles_early_sends_nothing(
+    mosquitto: RunningBroker, start_edge: StartEdge, tmp_path: Path, keys: Keys
+) -> None:
+    eager = replace(ExitSettings.uncalibrated(LAYERS), exit_thresholds=(1.0,) * LAYERS)
+    folder = make_tiny_model(tmp_path / "eager", layers=LAYERS, settings=eager)
+    with worker_at(mosquitto, Reader.load(folder), keys) as worker:
+        edge = cloud_edge(start_edge, mosquitto, model=str(folder))
+        answer = edge.ask()
+        assert (answer["resolved_by"], answer["exit_layer"]) == ("edge", 1)
+        assert answer["bytes_sent"] == 0
+        assert worker.requests == []
+
+
+def test_a_broker_that_is_down_makes_the_device_finish_by_itself(
+    start_edge: StartEdge, reader: Reader, free_port: Any
+) -> None:
+    nowhere = BrokerSettings(host="127.0.0.1", port=free_port())
+    edge = start_edge(nowhere, offload={"cloud_wait_seconds": 0.2})
+    answer = edge.ask()
+    assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
+    assert answer["bytes_sent"] == 0
+    assert (answer["start"], answer["end"]) == full_depth(reader)
+    assert edge.metric("elma_edge_degraded_total", reason="broker_away") == 1
+    assert edge.metric("elma_edge_broker_connected") == 0
+
+
+def test_without_any_worker_the_device_finishes_by_itself(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader
+) -> None:
+    edge = cloud_edge(start_edge, mosquitto)
+    first, second = edge.ask(), edge.ask()
+    for answer in (first, second):
+        assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
+        assert (answer["start"], answer["end"]) == full_depth(reader)
+    assert edge.metric("elma_edge_degraded_total", reason="no_worker") == 2
+    # The second one is not even tried: nobody has been seen since the first.
+    assert first["bytes_sent"] > 0
+    assert second["bytes_sent"] == 0
+
+
+def test_a_worker_that_comes_back_is_used_again(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    edge = cloud_edge(start_edge, mosquitto)
+    assert edge.ask()["degraded"] is True
+    with worker_at(mosquitto, reader, keys):
+        wait_until(lambda: edge.get("/healthz").json()["cloud"]["workers"] != "away")
+        assert edge.ask()["resolved_by"] == "cloud"
+
+
+def test_silence_is_answered_by_sending_the_same_bytes_again(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def deaf_once(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        if len(worker.requests) > 1:
+            answers(worker, request, topic)
+
+    with worker_at(mosquitto, reader, keys, deaf_once) as worker:
+        edge = cloud_edge(start_edge, mosquitto)
+        answer = edge.ask(request_id="q1")
+        assert answer["resolved_by"] == "cloud"
+        assert worker.requests == ["q1", "q1"]
+        assert worker.payloads[0] == worker.payloads[1]
+        assert answer["bytes_sent"] == 2 * len(worker.payloads[0])
+        assert edge.metric("elma_edge_retries_total") == 1
+
+
+def test_a_busy_worker_is_asked_again_later(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def busy_twice(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        if len(worker.requests) <= 2:
+            worker.say(request, topic, Busy(0.1, worker.name))
+        else:
+            answers(worker, request, topic)
+
+    with worker_at(mosquitto, reader, keys, busy_twice) as worker:
+        answer = cloud_edge(start_edge, mosquitto).ask()
+        assert answer["resolved_by"] == "cloud"
+        assert len(worker.requests) == 3
+
+
+def test_a_lease_that_runs_out_leads_to_another_attempt(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def forgetful(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        if len(worker.requests) == 1:
+            worker.say(request, topic, Accepted(0.2, worker.name))
+        else:
+            answers(worker, request, topic)
+
+    with worker_at(mosquitto, reader, keys, forgetful) as worker:
+        assert cloud_edge(start_edge, mosquitto).ask()["resolved_by"] == "cloud"
+        assert len(worker.requests) == 2
+
+
+def test_an_answer_after_the_deadline_changes_nothing_and_the_request_is_taken_back(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    held: list[tuple[OpenedRequest, str]] = []
+
+    def slow(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        worker.say(request, topic, Accepted(30.0, worker.name))
+        held.append((request, topic))
+
+    with worker_at(mosquitto, reader, keys, slow) as worker:
+        edge = cloud_edge(start_edge, mosquitto)
+        answer = edge.ask(request_id="q1", deadline_seconds=1.0)
+        assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
+        assert edge.metric("elma_edge_degraded_total", reason="deadline") == 1
+        wait_until(lambda: worker.cancelled == ["q1"])
+        request, topic = held[0]
+        worker.say(request, topic, worker.resume(request))
+        wait_until(lambda: edge.metric("elma_edge_ignored_messages_total", cause="late") == 1)
+        assert edge.get("/v1/answers/q1").json() == answer
+
+
+def test_while_the_cloud_works_the_provisional_answer_can_be_seen(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    go_on = threading.Event()
+
+    def waiting(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        worker.say(request, topic, Accepted(30.0, worker.name))
+        assert go_on.wait(30.0)
+        worker.say(request, topic, worker.resume(request))
+
+    with worker_at(mosquitto, reader, keys, waiting) as worker, ThreadPoolExecutor(1) as pool:
+        edge = cloud_edge(start_edge, mosquitto)
+        asked = pool.submit(edge.ask, request_id="q1")
+        wait_until(lambda: worker.requests == ["q1"])
+        pending = edge.get("/v1/answers/q1")
+        go_on.set()
+        assert pending.status_code == 202
+        assert pending.json()["provisional"]["exit_layer"] == 2
+        assert asked.result()["resolved_by"] == "cloud"
+
+
+def test_answers_that_come_twice_count_once(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def eager(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        for _ in range(3):
+            worker.say(request, topic, worker.resume(request))
+
+    with worker_at(mosquitto, reader, keys, eager):
+        edge = cloud_edge(start_edge, mosquitto)
+        edge.ask()
+        wait_until(lambda: edge.metric("elma_edge_ignored_messages_total", cause="late") == 2)
+        assert edge.metric("elma_edge_questions_total", result="answered", resolved_by="cloud") == 1
+
+
+def test_forged_and_malformed_words_are_counted_and_change_nothing(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def attacked(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        good = worker.resume(request)
+        sealed = bytearray()
+        worker.say_bytes(topic, b"")
+        worker.say_bytes(topic, b"ELMA" + bytes(40))
+        worker.say_bytes(topic, worker.payloads[-1])  # the edge's own request, sent back
+        other = type(good)(good.results[:0] or good.results, "x", 0.0, 0.0)
+        sealed += seal(request, other)
+        sealed[-1] ^= 1
+        worker.say_bytes(topic, bytes(sealed))
+        worker.say(request, topic, good)
+
+    def seal(request: OpenedRequest, message: Any) -> bytes:
+        from protocol.sealing import seal_answer
+
+        return seal_answer(request.header, request.key, message)
+
+    with worker_at(mosquitto, reader, keys, attacked):
+        edge = cloud_edge(start_edge, mosquitto)
+        answer = edge.ask()
+        assert answer["resolved_by"] == "cloud"
+        assert (answer["start"], answer["end"]) == full_depth(reader)
+        assert edge.metric("elma_edge_ignored_messages_total", cause="malformed") == 4
+
+
+def test_spans_outside_the_passage_are_not_believed(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def wrong(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        good = worker.resume(request)
+        (result,) = good.results
+        for start, end in ((1, 1), (1000, 1001)):
+            span = type(result.spans[0])(start, end, 9.0, 9.0)
+            bad = type(result)(result.index, result.layer, 0.0, (span,))
+            worker.say(request, topic, type(good)((bad,), worker.name, 0.0, 0.0))
+        elsewhere = type(result)(7, result.layer, 0.0, result.spans)
+        worker.say(request, topic, type(good)((elsewhere,), worker.name, 0.0, 0.0))
+        worker.say(request, topic, good)
+
+    with worker_at(mosquitto, reader, keys, wrong):
+        edge = cloud_edge(start_edge, mosquitto)
+        answer = edge.ask()
+        assert (answer["start"], answer["end"]) == full_depth(reader)
+        assert edge.metric("elma_edge_ignored_messages_total", cause="malformed") == 3
+
+
+@pytest.mark.parametrize(("code", "attempts"), [("bad_state", 1), ("unknown_release", 2)])
+def test_a_worker_that_refuses_makes_the_device_finish_by_itself(
+    code: str,
+    attempts: int,
+    mosquitto: RunningBroker,
+    start_edge: StartEdge,
+    reader: Reader,
+    keys: Keys,
+) -> None:
+    def refuses(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        worker.say(request, topic, ErrorMessage(code, "", worker.name))
+
+    with worker_at(mosquitto, reader, keys, refuses) as worker:
+        edge = cloud_edge(start_edge, mosquitto, offload={**QUICK, "max_attempts": 2})
+        answer = edge.ask()
+        assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
+        assert len(worker.requests) == attempts
+
+
+def test_a_request_over_the_bound_is_finished_on_the_device(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    with worker_at(mosquitto, reader, keys) as worker:
+        edge = cloud_edge(start_edge, mosquitto, offload={**QUICK, "max_request_bytes": 1_024})
+        answer = edge.ask()
+        assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
+        assert worker.requests == []
+        assert edge.metric("elma_edge_degraded_total", reason="too_many_bytes") == 1
+
+
+def test_many_questions_are_in_flight_at_once_and_each_gets_one_answer(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    count = 60
+    with (
+        worker_at(mosquitto, reader, keys, name="worker-1") as one,
+        worker_at(mosquitto, reader, keys, name="worker-2") as two,
+        ThreadPoolExecutor(count) as pool,
+    ):
+        edge = cloud_edge(start_edge, mosquitto, offload={"accept_seconds": 5.0})
+        asked = [
+            pool.submit(edge.ask, request_id=f"q{number}", deadline_seconds=50.0)
+            for number in range(count)
+        ]
+        found = [future.result() for future in asked]
+    assert {answer["resolved_by"] for answer in found} == {"cloud"}
+    assert {answer["request_id"] for answer in found} == {f"q{number}" for number in range(count)}
+    assert set(one.requests) | set(two.requests) == {f"q{number}" for number in range(count)}
+    assert one.requests
+    assert two.requests
+    assert edge.metric("elma_edge_questions_total", result="answered", resolved_by="cloud") == count
+
+
+def test_a_broker_that_is_killed_and_restarted_loses_no_question(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    count = 20
+    go_on = threading.Event()
+
+    def waiting(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        if go_on.is_set():
+            answers(worker, request, topic)
+        else:
+            worker.say(request, topic, Accepted(30.0, worker.name))
+
+    with worker_at(mosquitto, reader, keys, waiting) as worker, ThreadPoolExecutor(count) as pool:
+        edge = cloud_edge(start_edge, mosquitto, offload={"cloud_wait_seconds": 20.0})
+        asked = [
+            pool.submit(edge.ask, request_id=f"q{number}", deadline_seconds=50.0)
+            for number in range(count)
+        ]
+        wait_until(lambda: len(set(worker.requests)) == count)
+        mosquitto.kill()
+        wait_until(lambda: not edge.get("/healthz").json()["cloud"]["connected"])
+        go_on.set()
+        mosquitto.restart()
+        found = [future.result() for future in asked]
+    assert [answer["request_id"] for answer in found] == [f"q{number}" for number in range(count)]
+    assert all((answer["start"], answer["end"]) == full_depth(reader) for answer in found)
+    assert {answer["resolved_by"] for answer in found} == {"cloud"}
+    total = sum(
+        edge.metric("elma_edge_questions_total", result="answered", resolved_by=who)
+        for who in ("edge", "cloud")
+    )
+    assert total == count
+    for request in set(worker.requests):
+        copies = {
+            payload
+            for wire_id, payload in zip(worker.requests, worker.payloads, strict=True)
+            if wire_id == request
+        }
+        assert len(copies) == 1
+
+
+def test_the_edge_says_that_it_is_there_and_that_it_left(
+    mosquitto: RunningBroker, start_edge: StartEdge, keys: Keys
+) -> None:
+    from broker.exchange import Subscription
+    from broker.session import Session
+    from protocol.messages import Presence, decode_message
+    from protocol.topics import PresenceTopic
+    from protocol.wire import Kind
+
+    topic = str(PresenceTopic("edge", EDGE))
+    with Session(mosquitto.settings(), "watcher", subscriptions=[Subscription(topic)]) as watcher:
+
+        def said() -> bool:
+            delivery = watcher.receive(30.0)
+            assert delivery is not None
+            watcher.acknowledge(delivery)
+            message = decode_message(delivery.payload, {Kind.PRESENCE})
+            assert isinstance(message, Presence)
+            return message.online
+
+        edge = cloud_edge(start_edge, mosquitto)
+        assert said() is True
+        edge.agent.stop()
+        assert said() is False
+
+
+def test_no_text_and_no_key_reaches_a_log_line(
+    mosquitto: RunningBroker,
+    start_edge: StartEdge,
+    reader: Reader,
+    keys: Keys,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import logging
+
+    logging.basicConfig(level=logging.DEBUG, force=True)
+    secret_passage = "zanzibar was built by quetzalcoatl in the year of the xylophone"
+    secret_question = "who built zanzibar"
+    seen_keys: list[bytes] = []
+
+    def noting(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        seen_keys.append(request.key.secret)
+        worker.say_bytes(topic, b"forged")
+        answers(worker, request, topic)
+
+    with worker_at(mosquitto, reader, keys, noting):
+        edge = cloud_edge(start_edge, mosquitto)
+        body = {"question": secret_question, "context": secret_passage}
+        edge.post(body)
+        edge.post({**body, "question": secret_question * 100})
+        edge.post({**body, "quetzalcoatl": 1})
+        edge.post(json.dumps(body).encode()[:-9])
+    httpx.get(f"{edge.url}/v1/answers/quiet-unknown")
+    edge.agent.stop()
+    captured = capfd.readouterr()
+    written = (captured.out + captured.err).lower()
+    assert "edge_listening" in written
+    assert "resolved_by" in written
+    for word in ("zanzibar", "quetzalcoatl", "xylophone"):
+        assert word not in written
+    assert seen_keys
+    for key in (*seen_keys, keys.edge.secret, keys.pool.secret_of("p1")):
+        assert key.hex() not in written
+        assert repr(key).lower() not in written
