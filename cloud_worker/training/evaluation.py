@@ -7,8 +7,9 @@ same functions, `reader.spans.choose_answers` is the live rule that `answer_ques
 
 A question's exit layer is the deepest exit among its windows: until that one stops, the question
 is not answered. The mean exit layer is the mean of this over questions, and the edge share is the
-share of questions whose every window stops at or before the device's last layer. What a device
-does not settle goes on elsewhere under the same thresholds.
+share of questions whose every window stops at or before the device's last layer. Two things can
+happen to the rest: `policy` lets it go on under the same thresholds (a device alone), `with_worker`
+takes every window that the device hands over to the last layer, as a worker does.
 
 Shapes: N questions, W windows, L layers, C candidate spans.
 """
@@ -161,7 +162,7 @@ def answer_probabilities(scores: FloatArray) -> FloatArray:
 def evaluation_report(
     recording: Recording, settings: ExitSettings, *, max_edge_layers: int
 ) -> dict[str, Any]:
-    """The parts `full_depth`, `policy` and `exits` of what `elma evaluate --json` prints.
+    """The parts of what `elma evaluate --json` prints that are measured.
 
     Metrics are in percent, shares in 0..1. Beside the official metrics an exit has
     `HasAns_f1_forced` (F1 over answerable questions without the no-answer choice), and `best_f1`
@@ -184,6 +185,7 @@ def evaluation_report(
             "mean_layers_per_window": float(window_layers.mean()),
             "criterion": settings.criterion,
         },
+        "with_worker": _with_worker(recording, window_layers, settings, max_edge_layers),
         "exits": [
             {"layer": layer, **_exit_metrics(recording, layer, settings)}
             for layer in range(1, recording.layers + 1)
@@ -220,6 +222,20 @@ def frontier(recording: Recording, settings: ExitSettings) -> Frontier:
         random_curve=_in_order([_random_point(outcomes, exit_f1) for outcomes in curve]),
         oracle_curve=_oracle_curve(exit_f1),
     )
+
+
+def _with_worker(
+    recording: Recording, window_layers: IntArray, settings: ExitSettings, max_edge_layers: int
+) -> dict[str, Any]:
+    """What device and worker answer together: handed over after `max_edge_layers`, then run to the
+    end. The mean is of the layers that both ran."""
+    together = np.where(window_layers <= max_edge_layers, window_layers, recording.layers)
+    outcomes = answer_questions(recording, together, settings)
+    return {
+        **outcomes.metrics(recording.has_answer),
+        "mean_layers_run": float(outcomes.layers.mean()),
+        "max_edge_layers": max_edge_layers,
+    }
 
 
 def _exit_metrics(recording: Recording, layer: int, settings: ExitSettings) -> Metrics:

@@ -175,6 +175,8 @@ def _print_report(report: dict[str, Any]) -> None:
         for metrics in report["exits"]
     ]
     rows.append(["policy", *metric_cells(policy), f"{policy['mean_exit_layer']:.2f}"])
+    helped = report["with_worker"]
+    rows.append(["with a worker", *metric_cells(helped), f"{helped['mean_layers_run']:.2f}"])
     title = (
         f"{report['model']} on {report['data']} ({report['half']}): "
         f"{report['questions']} questions in {report['seconds']:.0f} s"

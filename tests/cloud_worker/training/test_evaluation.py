@@ -189,6 +189,18 @@ def test_shares_and_means_of_exits_worked_by_hand() -> None:
     assert policy["mean_layers_per_window"] == pytest.approx((1 + 1 + 2 + 3) / 4)
 
 
+def test_what_the_device_hands_over_is_answered_at_the_last_layer() -> None:
+    # Windows stop at layers 1, 2, 3; the device keeps what stops at 1, so two go to the worker.
+    f1 = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]])
+    uncertainty = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    recording = made_up_recording(f1, uncertainty)
+    settings = replace(ExitSettings.uncalibrated(3), exit_thresholds=(0.5, 0.5, 1.0))
+    report = evaluation_report(recording, settings, max_edge_layers=1)
+    assert report["with_worker"]["f1"] == pytest.approx(100 * (0.1 + 0.6 + 0.9) / 3)
+    assert report["with_worker"]["mean_layers_run"] == pytest.approx((1 + 3 + 3) / 3)
+    assert report["policy"]["f1"] == pytest.approx(100 * (0.1 + 0.5 + 0.9) / 3)
+
+
 def test_no_answer_is_scored_by_whether_there_is_one() -> None:
     recording = made_up_recording(
         f1=np.array([[0.8], [0.8], [0.0], [0.0]]),
