@@ -20,8 +20,8 @@ from cloud_worker.training.settings import TrainingError, TrainSettings
 from reader.network import AlbertReader
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-# Settings that may differ between a run and its continuation.
-_FREE = ("checkpoint_seconds", "out")
+# Settings that may differ between a run and its continuation: the length may, the data may not.
+_FREE = ("checkpoint_seconds", "out", "steps", "epochs")
 
 
 def save_checkpoint(

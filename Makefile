@@ -1,0 +1,51 @@
+# Everything that is done to ELMA by hand, one target each. The first call makes .venv (see .ci/setup).
+#
+#   make demo     three real processes on this machine answer questions (ARGS="--json" and the like)
+#   make test     all tests (ARGS="-k lease" and the like go to pytest)
+#   make check    format, lint, types and tests: what must pass before a commit
+
+TORCH_VERSION ?= 2.13.0
+PYTHON ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PACKAGES := reader protocol broker edge_agent cloud_worker elma
+SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks)
+
+.PHONY: help environment demo test check format format-check lint types clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+
+environment: $(READY)  ## make .venv with everything in it
+
+demo: $(READY)  ## broker, worker and edge as real processes, questions asked
+	$(BIN)/elma demo $(ARGS)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format-check lint types test  ## format, lint, types, tests
+
+format: $(READY)  ## put all code into its form
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+
+format-check: $(READY)  ## fail where "make format" would change something
+	$(BIN)/ruff format --check $(SOURCES)
+
+lint: $(READY)  ## ruff's rules
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## remove .venv and what tools left behind
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp makes a second call start at once; a change of the dependencies makes it stale.
+$(READY): pyproject.toml .ci/setup
+	@TORCH_VERSION='$(TORCH_VERSION)' PYTHON='$(PYTHON)' .ci/setup
+	@touch $@

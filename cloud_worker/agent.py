@@ -1,0 +1,229 @@
+"""A worker as a process: its parts put together, started, drained and stopped in the right order.
+
+    deliveries -> Intake -> RequestQueue -> Resumer -> Replies -> publications
+
+Input: `WorkerSettings`. Output: a process that serves until SIGTERM or SIGINT. Neighbours:
+`elma worker run` calls `run_worker`; `receive`, `request_queue`, `resume`, `reply` and `health` do
+the work.
+
+Lifetimes. A first signal drains: new requests are told busy, accepted ones get `drain_seconds` to
+be answered, the rest is told to go elsewhere, presence says offline, exit status 0. A second signal
+skips the waiting. A worker that is killed leaves nothing behind but leases, which run out, and its
+last will.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from broker.exchange import Publication, Subscription
+from broker.session import Session
+from cloud_worker.health import HealthServer
+from cloud_worker.metrics import WorkerMetrics
+from cloud_worker.receive import Intake
+from cloud_worker.releases import Releases
+from cloud_worker.reply import Replies
+from cloud_worker.request_queue import RequestQueue
+from cloud_worker.resume import Resumer
+from cloud_worker.settings import WorkerSettings
+from protocol.duplicates import DuplicateGuard
+from protocol.key_files import EdgeFolder, load_pool_keys
+from protocol.keys import EdgeDirectory, PoolKeys
+from protocol.messages import Presence, encode_message
+from protocol.topics import PresenceTopic, cancel_subscription, worker_subscription
+
+STUCK_SECONDS = 120.0
+FLUSH_SECONDS = 5.0
+REPLIES_FOR_EACH_PLACE = 4
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_log = structlog.get_logger("elma.worker")
+
+
+class Worker:
+    """One worker: `start`, then `drain` and `stop`, once each. `clock` is monotonic."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        releases: Releases,
+        pool_keys: PoolKeys,
+        edges: EdgeDirectory,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.metrics = WorkerMetrics()
+        self._releases = releases
+        self.session = _make_session(settings)
+        self._guard = DuplicateGuard(clock=wall_clock)
+        self.queue = RequestQueue(
+            settings.batch.limits,
+            bound=settings.queue_bound,
+            bound_bytes=settings.queue_bound_bytes,
+            clock=clock,
+        )
+        self.replies = Replies(
+            self.session,
+            self.metrics,
+            name=settings.name,
+            bound=REPLIES_FOR_EACH_PLACE * settings.queue_bound,
+            clock=clock,
+        )
+        self.resumer = Resumer(
+            self.queue,
+            releases,
+            self.replies,
+            self._guard,
+            self.metrics,
+            name=settings.name,
+            lease_seconds=settings.lease_seconds,
+            clock=clock,
+        )
+        self.intake = Intake(
+            self.session,
+            self.queue,
+            self.replies,
+            releases,
+            self._guard,
+            self.metrics,
+            pool_keys=pool_keys,
+            edges=edges,
+            lease_seconds=settings.lease_seconds,
+            state_bytes_bound=settings.queue_bound_bytes,
+            pace=lambda: self.resumer.seconds_a_request,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+        self._watch_gauges()
+
+    def start(self) -> None:
+        """Connect and begin to work; returns at once. Raises BrokerSettingsError."""
+        self.replies.start()
+        self.resumer.start()
+        self.session.start()
+        self.intake.start()
+
+    def drain(self, give_up: threading.Event) -> bool:
+        """Accept no more; whether all that was accepted is answered and with the broker.
+
+        Waits at most `drain_seconds`, and no longer once `give_up` is set.
+        """
+        self.intake.is_draining = True
+        end = time.monotonic() + self.settings.drain_seconds
+        while not give_up.is_set() and time.monotonic() < end:
+            if self.queue.wait_empty(0.1):
+                return self.replies.flush(FLUSH_SECONDS)
+        return False
+
+    def stop(self) -> None:
+        """End everything; edges whose requests are left are told to go elsewhere."""
+        self.intake.is_draining = True
+        self.resumer.stop(wait_seconds=FLUSH_SECONDS)
+        for request in self.queue.all_held():
+            if self.queue.remove(request):
+                self.metrics.requests.labels("abandoned").inc()
+                edge, request_id = request.key
+                _log.warning("request", outcome="abandoned", edge=edge, request=request_id)
+                self.replies.error(request.asker, "internal", "the worker is going away")
+        self.intake.stop()
+        self.replies.flush(FLUSH_SECONDS)
+        self.replies.stop()
+        self.session.stop()
+
+    def health(self) -> dict[str, Any]:
+        """The state of the worker, for `GET /healthz` and `GET /readyz`."""
+        parts = {
+            "receive": self.intake.is_alive,
+            "compute": self.resumer.is_alive and self.resumer.step_seconds < STUCK_SECONDS,
+            "reply": self.replies.is_alive,
+        }
+        is_alive = all(parts.values())
+        connected = self.session.is_connected
+        draining = self.intake.is_draining
+        return {
+            "status": "failed" if not is_alive else "draining" if draining else "ok",
+            "is_alive": is_alive,
+            "is_ready": is_alive and connected and not draining,
+            "name": self.settings.name,
+            "connected": connected,
+            "releases": self._releases.names(),
+            "parts": parts,
+            "queue": {"requests": len(self.queue), "windows": self.queue.waiting_windows},
+        }
+
+    def _watch_gauges(self) -> None:
+        metrics = self.metrics
+        metrics.queue_requests.set_function(lambda: len(self.queue))
+        metrics.queue_windows.set_function(lambda: self.queue.waiting_windows)
+        metrics.broker_connected.set_function(lambda: float(self.session.is_connected))
+        metrics.draining.set_function(lambda: float(self.intake.is_draining))
+
+
+def run_worker(settings: WorkerSettings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError` or
+    `broker.errors.BrokerSettingsError` before it serves.
+    """
+    stopping, hurrying = threading.Event(), threading.Event()
+
+    def note_signal(_number: int, _frame: FrameType | None) -> None:
+        (hurrying if stopping.is_set() else stopping).set()
+
+    pool_keys = load_pool_keys(settings.pool_secret_file)
+    edges = EdgeFolder(settings.edges_folder)
+    server = HealthServer(settings.http)
+    try:
+        releases = Releases.load(settings.models, threads=settings.torch_threads)
+        worker = Worker(settings, releases, pool_keys, edges)
+        for number in SIGNALS:
+            signal.signal(number, note_signal)
+        worker.start()
+        server.start(worker.health, worker.metrics)
+        _log.info(
+            "worker_started",
+            name=settings.name,
+            broker=settings.broker.address,
+            health=f"{server.url}/healthz",
+            releases=releases.names(),
+            pool_keys=list(pool_keys.ids),
+        )
+        stopping.wait()
+        _log.info("worker_draining", requests=len(worker.queue))
+        is_drained = worker.drain(hurrying)
+        worker.stop()
+        _log.info("worker_stopped", drained=is_drained)
+    finally:
+        server.stop()
+
+
+def presence(name: str, *, is_online: bool) -> Publication:
+    """The retained presence message of a worker; the offline one is also its last will."""
+    topic = str(PresenceTopic("worker", name))
+    return Publication(topic, encode_message(Presence(is_online)), retain=True)
+
+
+def _make_session(settings: WorkerSettings) -> Session:
+    """One identity, forgotten by the broker when it goes: others get what it had not accepted."""
+    requests = [Subscription(worker_subscription(priority)) for priority in settings.priorities]
+    return Session(
+        settings.broker,
+        settings.client_id,
+        subscriptions=[*requests, Subscription(cancel_subscription())],
+        receive_maximum=settings.queue_bound,
+        clean_start=True,
+        session_expiry_seconds=0,
+        will=presence(settings.name, is_online=False),
+        birth=presence(settings.name, is_online=True),
+        # Twice as many: the embedded broker does not keep to Receive Maximum.
+        queue_bound=2 * settings.queue_bound,
+    )

@@ -1,0 +1,60 @@
+"""A request that a worker has accepted, from its acceptance to its end.
+
+Inputs: an opened request. Outputs: what replies are sealed with, when its lease and its deadline
+end, and how far its windows are. Neighbours: `receive` makes it, `request_queue` holds it, `resume`
+fills in its results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.sealing import RequestHeader, RequestKey
+from reader.spans import WindowSpans
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Whom a reply is for, and the key that seals it."""
+
+    header: RequestHeader
+    key: RequestKey = field(repr=False)
+
+
+@dataclass(eq=False)
+class HeldRequest:
+    """One accepted request. Times are seconds of the worker's monotonic clock.
+
+    `is_open` belongs to the queue's lock, `lease_until` to whoever renews it (a race renews twice),
+    and the results to the compute thread.
+    """
+
+    asker: Asker
+    top_spans: int
+    window_count: int
+    state_bytes: int
+    arrived: float
+    due: float
+    lease_until: float
+    is_open: bool = True
+    compute_seconds: float = 0.0
+    results: dict[int, WindowSpans] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Edge and request id."""
+        return self.asker.header.edge, self.asker.header.request
+
+    @property
+    def release(self) -> str:
+        """Digest of the reader that made its states."""
+        return self.asker.header.release
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every window has its result."""
+        return len(self.results) == self.window_count
+
+    def wait_seconds(self, now: float) -> float:
+        """How long it was here without being computed."""
+        return max(0.0, now - self.arrived - self.compute_seconds)

@@ -1,0 +1,74 @@
+"""The worker's metrics, in a registry of their own so that two workers can share a process.
+
+Inputs: counts and times from `receive`, `resume`, `reply` and `agent`. Output: the Prometheus text
+of `GET /metrics`. All names start with `elma_worker_`, times are in seconds, sizes in bytes; no
+label ever holds an id, and every label has few values.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+OUTCOMES = (
+    "answered",
+    "failed",
+    "cancelled",
+    "expired",
+    "abandoned",
+    "busy",
+    "repeated",
+    "conflicting",
+    "refused",
+    "forged",
+    "malformed",
+)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_WINDOWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_BYTES = tuple(float(2**power) for power in range(12, 25))
+
+
+class WorkerMetrics:
+    """Every metric of one worker; the fields are used where things happen."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        self.requests = counter("requests", "Requests by what became of them.", ["outcome"])
+        for outcome in OUTCOMES:
+            self.requests.labels(outcome)
+        self.busy = counter("busy", "Requests sent away because the queue was full.")
+        self.expired = counter("expired", "Requests past their deadline, never computed to an end.")
+        self.duplicates = counter("duplicates", "Requests that came again with the same bytes.")
+        self.dead_letters = counter("dead_letters", "Messages set aside as dead.", ["reason"])
+        self.lease_renewals = counter("lease_renewals", "Leases promised once more.")
+        self.replies = counter("replies", "Messages to edges by what became of them.", ["result"])
+        self.failures = counter("failures", "Unforeseen errors, each in the log.", ["part"])
+        self.windows = counter("windows", "Windows that a layer was run on.", ["layer"])
+        self.request_bytes = histogram("request_bytes", "Size of a sealed request.", _BYTES)
+        self.queue_seconds = histogram(
+            "queue_seconds", "An answered request's time here without being computed.", _SECONDS
+        )
+        self.compute_seconds = histogram(
+            "compute_seconds", "An answered request's time in batches.", _SECONDS
+        )
+        self.step_seconds = histogram("step_seconds", "One layer of one batch.", _SECONDS)
+        self.batch_windows = histogram("batch_windows", "Windows in a batch.", _WINDOWS)
+        self.padding = counter("padding_tokens", "Tokens computed that were only padding.")
+        self.queue_requests = gauge("queue_requests", "Accepted, not yet answered.")
+        self.queue_windows = gauge("queue_windows", "Windows that wait for their next layer.")
+        self.broker_connected = gauge("broker_connected", "1 while the session is up.")
+        self.draining = gauge("draining", "1 once the worker accepts no more requests.")
+
+    def as_text(self) -> bytes:
+        """The Prometheus exposition format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        full_name = f"elma_worker_{name}_total"
+        return Counter(full_name, text, labels or [], registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"elma_worker_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"elma_worker_{name}", text, buckets=buckets, registry=self.registry)

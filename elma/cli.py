@@ -1,0 +1,165 @@
+"""The program `elma`: puts the verbs of `elma.commands` together and turns errors into one line.
+
+Input: the arguments of the process and the environment (`ELMA_DEBUG`, `ELMA_LOG_LEVEL`,
+`ELMA_LOG_FORMAT`). Output: what the verb prints on stdout; everything else goes to stderr.
+Exit status: 0 done, 1 it failed, 2 the call or its input was wrong, 130 interrupted.
+Neighbours: `elma.commands.*` (the verbs), `elma.output` (how they print).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+
+from elma import __version__
+from elma.commands import (
+    ask,
+    broker,
+    calibrate,
+    convert,
+    demo,
+    edge,
+    evaluate,
+    keys,
+    train,
+    worker,
+)
+from elma.output import OUR_PACKAGES, CommandError, configure_logging
+
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+# Verbs that run as a service tell what they do; the others speak up only when something is wrong.
+_SERVICES = {"broker", "edge", "worker"}
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log line looks: for a person or for a machine."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+app = typer.Typer(
+    name="elma",
+    help="Answer questions on a small device; let a worker finish what the device cannot settle.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> NoReturn:
+    """Run `elma` with the process's arguments and leave with its exit status."""
+    try:
+        app()
+    except SystemExit as leave:  # Typer turns Ctrl-C into this status without a word
+        if leave.code == EXIT_INTERRUPTED:
+            _print_error("interrupted")
+        raise
+    except Exception as error:
+        if _state.debug:
+            traceback.print_exc()
+        else:
+            _print_error(describe_error(error))
+        sys.exit(exit_status_of(error))
+    sys.exit(0)
+
+
+def describe_error(error: Exception) -> str:
+    """One line for a person: what failed, with its cause where the text does not name it yet."""
+    text = " ".join(str(error).split())
+    if _is_ours(error):
+        return text or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return (
+        f"unexpected {type(error).__name__}: {text} "
+        "(this is a fault in elma; `elma --debug ...` shows where)"
+    )
+
+
+def exit_status_of(error: Exception) -> int:
+    """2 when the caller can mend it by another call or other input, else 1."""
+    if isinstance(error, CommandError):
+        return error.exit_status
+    reader_errors = sys.modules.get("reader.errors")
+    if reader_errors is not None and isinstance(error, reader_errors.InputError):
+        return EXIT_WRONG_INPUT
+    return EXIT_FAILED
+
+
+class _State:
+    """What the options before the verb said."""
+
+    debug: bool = False
+
+
+_state = _State()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"elma {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_the_verb(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ELMA_DEBUG", help="Show tracebacks of errors.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            envvar="ELMA_LOG_LEVEL", help="Default: info for services, warning for other verbs."
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="ELMA_LOG_FORMAT", help="Form of the log lines on stderr.")
+    ] = LogFormat.CONSOLE,
+    version: Annotated[  # noqa: ARG001 - acted on by its callback, before this function runs
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    _state.debug = debug
+    if log_level is None:
+        is_service = context.invoked_subcommand in _SERVICES
+        log_level = LogLevel.INFO if is_service else LogLevel.WARNING
+    configure_logging(log_level.value, json_lines=log_format is LogFormat.JSON)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the error's class, or one it derives from, is defined in one of our packages."""
+    return any(cls.__module__.split(".")[0] in OUR_PACKAGES for cls in type(error).__mro__)
+
+
+def _print_error(text: str) -> None:
+    with contextlib.suppress(OSError):
+        typer.echo(f"elma: {text}", err=True)
+
+
+for _single in (demo, ask, evaluate, calibrate, train, convert):
+    _single.register(app)
+for _name, _group in (("edge", edge), ("worker", worker), ("broker", broker), ("keys", keys)):
+    app.add_typer(_group.app, name=_name)

@@ -1,0 +1,93 @@
+"""The worker's settings: file, environment and options, each beating the one before."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cloud_worker.errors import WorkerSettingsError
+from cloud_worker.settings import WorkerSettings, load_settings
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "worker.toml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "worker.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_options_beat_the_environment_and_the_environment_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, 'name = "file"\nqueue_bound = 1\n[http]\nport = 1\nhost = "::1"\n')
+    monkeypatch.setenv("ELMA_WORKER_QUEUE_BOUND", "2")
+    monkeypatch.setenv("ELMA_WORKER_HTTP__PORT", "2")
+    settings = load_settings(config, {"queue_bound": 3, "name": None, "http": {"port": None}})
+    assert (settings.name, settings.queue_bound) == ("file", 3)
+    assert (settings.http.port, settings.http.host) == (2, "::1")
+
+
+def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELMA_WORKER_OLDER_MODELS", '["a", "b"]')
+    monkeypatch.setenv("ELMA_WORKER_BROKER__HOST", "broker.example")
+    monkeypatch.setenv("ELMA_WORKER_BATCH__MAX_TOKENS", "2048")
+    settings = load_settings()
+    assert settings.models == ("elma-small", "a", "b")
+    assert settings.broker.host == "broker.example"
+    assert settings.batch.limits.max_tokens == 2048
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "reader").mkdir()
+    config = write(
+        tmp_path,
+        'model = "reader"\nedges_folder = "known"\n[broker]\ntls_ca_file = "ca.pem"\n',
+    )
+    settings = load_settings(config)
+    assert settings.model == str(tmp_path / "reader")
+    assert settings.edges_folder == tmp_path / "known"
+    assert settings.pool_secret_file == tmp_path / "pool-secret.json"
+    assert settings.broker.tls_ca_file == tmp_path / "ca.pem"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("queue_bound = 0", "queue_bound"),
+        ('name = "a/b"', "name"),
+        ("[batch]\nenough_windows = 17", "enough_windows"),
+        ('priorities = ["normal", "normal"]', "priorities"),
+        ("[broker]\nport = 70000", "broker.port"),
+        ("colour = 1", "colour"),
+        ("name = ", "TOML"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(WorkerSettingsError, match=named):
+        load_settings(write(tmp_path, text))
+
+
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELMA_WORKER_QUEUEBOUND", "2")
+    with pytest.raises(WorkerSettingsError, match="ELMA_WORKER_QUEUEBOUND"):
+        load_settings()
+
+
+def test_a_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(WorkerSettingsError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+def test_the_example_shows_every_setting_with_its_default() -> None:
+    shown = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
+    defaults = WorkerSettings()
+    optional = {"torch_threads"}  # shown as comments
+    assert set(shown) | optional == set(WorkerSettings.model_fields)
+    for name in ("queue_bound", "queue_bound_bytes", "lease_seconds", "drain_seconds", "model"):
+        assert shown[name] == getattr(defaults, name), name
+    assert shown["batch"] == defaults.batch.model_dump()
+    assert shown["http"] == defaults.http.model_dump()
+    assert load_settings(EXAMPLE).client_id == "worker-worker-1"
