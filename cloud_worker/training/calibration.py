@@ -16,7 +16,8 @@ In this order, each on the calibration questions:
    answer to a reader, so the share of the chosen one is mapped to how often it is right;
 4. the exit thresholds: for each criterion a one-parameter family from careful to bold
    (`policies.equal_loss_family`), tested in that order until the upper bound on the mean F1 loss
-   against full depth passes `max_f1_drop` (`bounds.last_certified`). With criterion "auto" all of
+   against full depth passes `max_f1_drop`, or that on answerable questions `max_has_answer_drop`
+   (`bounds.last_certified`). With criterion "auto" all of
    them share the error probability, and the one with the lowest mean exit layer wins.
 
 Which guarantee holds. With `tuning` questions of their own, steps 1 to 3 and the family do not
@@ -70,6 +71,8 @@ class Certificate:
     confidence: float  # of the whole choice
     f1_drop: float  # measured on the tested questions, percent points
     f1_drop_bound: float  # upper bound on the mean at the (shared) confidence, percent points
+    max_has_answer_drop: float  # the same for answerable questions alone
+    has_answer_drop_bound: float
     questions: int
     mean_exit_layer: float  # on the tested questions
     own_tuning_questions: bool
@@ -88,15 +91,28 @@ class Request:
     """What the user asks of the policy.
 
     `max_f1_drop` in percent points of F1 against full depth; `criterion` one of `CRITERIA`, or
-    "auto"; `edge_layers` is stored as the device's default last layer.
+    "auto"; `edge_layers` is stored as the device's default last layer. `max_has_answer_drop` bounds
+    the same loss on answerable questions alone (None: three times `max_f1_drop`): where half of the
+    questions have no answer, an early and confident "no answer" is cheap in F1 and useless to the
+    one who asked.
     """
 
     max_f1_drop: float
     confidence: float
     criterion: str
     edge_layers: int
+    max_has_answer_drop: float | None = None
+
+    @property
+    def has_answer_limit(self) -> float:
+        """The allowed loss on answerable questions, percent points of F1."""
+        return self.max_has_answer_drop or 3.0 * self.max_f1_drop
 
     def __post_init__(self) -> None:
+        if self.max_has_answer_drop is not None and not 0.0 < self.max_has_answer_drop <= 100.0:
+            raise CalibrationError(
+                f"the HasAns F1 drop is {self.max_has_answer_drop}; give percent points above 0"
+            )
         if not 0.0 < self.confidence < 1.0:
             raise CalibrationError(
                 f"the confidence is {self.confidence}; give one between 0 and 1, such as 0.9"
@@ -242,12 +258,16 @@ def _choose_exits(
         )
     ]
 
-    def bound_of(candidate: ExitSettings) -> float:
-        return betting_upper_bound(f1_losses(testing, candidate), confidence=confidence)
+    def share_of_allowance(candidate: ExitSettings) -> float:
+        """The larger of both bounds, each in units of what is allowed. Each test alone holds at
+        `confidence`, so passing both does (intersection-union test)."""
+        bounds = _bounds(testing, candidate, confidence)
+        return max(bounds[0] / request.max_f1_drop, bounds[1] / request.has_answer_limit)
 
-    found = last_certified(family, bound_of, request.max_f1_drop / 100.0)
+    found = last_certified(family, share_of_allowance, 1.0)
     # Full depth loses nothing against itself: no test is needed for the fallback.
-    chosen, bound = found if found is not None else (family[0], 0.0)
+    chosen = family[0] if found is None else found[0]
+    bound, has_answer_bound = (0.0, 0.0) if found is None else _bounds(testing, chosen, confidence)
     outcomes = answer_questions(testing, policy_layers(testing, chosen), chosen)
     return Calibration(
         settings=chosen,
@@ -256,12 +276,24 @@ def _choose_exits(
             max_f1_drop=request.max_f1_drop,
             confidence=request.confidence,
             f1_drop=100.0 * float(f1_losses(testing, chosen).mean()),
-            f1_drop_bound=100.0 * bound,
+            f1_drop_bound=bound,
+            max_has_answer_drop=request.has_answer_limit,
+            has_answer_drop_bound=has_answer_bound,
             questions=len(testing.questions),
             mean_exit_layer=float(outcomes.layers.mean()),
             own_tuning_questions=False,
         ),
     )
+
+
+def _bounds(testing: Recording, candidate: ExitSettings, confidence: float) -> tuple[float, float]:
+    """Upper bounds on the mean F1 loss of all questions and of the answerable ones, in points."""
+    losses = f1_losses(testing, candidate)
+    answerable = losses[testing.has_answer]
+    overall = betting_upper_bound(losses, confidence=confidence)
+    if len(answerable) == 0:
+        return 100.0 * overall, 0.0
+    return 100.0 * overall, 100.0 * betting_upper_bound(answerable, confidence=confidence)
 
 
 def _window_losses(recording: Recording, settings: ExitSettings) -> FloatArray:

@@ -37,6 +37,10 @@ def calibrate(
     max_f1_drop: Annotated[
         float, typer.Option(help="F1 points that early exits may cost against full depth.")
     ] = 1.0,
+    max_has_answer_drop: Annotated[
+        float | None,
+        typer.Option(help="The same on answerable questions alone. Default: three times that."),
+    ] = None,
     confidence: Annotated[
         float, typer.Option(help="How sure to be of that, between 0 and 1.")
     ] = 0.9,
@@ -76,7 +80,9 @@ def calibrate(
     }
     reader = Reader.load(model, threads=threads)
     edge_layers = max_edge_layers or (reader.config.layers + 1) // 2
-    request = calibration.Request(max_f1_drop, confidence, criterion, edge_layers)
+    request = calibration.Request(
+        max_f1_drop, confidence, criterion, edge_layers, max_has_answer_drop
+    )
     with progress_bar("reading both halves") as progress:
         both = record(reader, [*halves[Half.CALIBRATION], *halves[Half.REPORT]], progress=progress)
     testing, tuning = both.select(halves[Half.CALIBRATION]), None
@@ -140,6 +146,8 @@ def _print_report(report: dict[str, Any]) -> None:
     tuned = "tuned on other articles" if promise["own_tuning_questions"] else "tuned on the same"
     typer.echo(
         f"criterion {promise['criterion']}: F1 drop at most {promise['f1_drop_bound']:.2f} "
-        f"(wanted {promise['max_f1_drop']:.2f}) with confidence {promise['confidence']:.2f}, "
+        f"(wanted {promise['max_f1_drop']:.2f}), on answerable questions "
+        f"{promise['has_answer_drop_bound']:.2f} (wanted {promise['max_has_answer_drop']:.2f}), "
+        f"with confidence {promise['confidence']:.2f}, "
         f"tested on {promise['questions']} questions, {tuned}"
     )

@@ -161,6 +161,25 @@ def test_a_larger_allowance_never_runs_more_layers() -> None:
     assert layers[-1] < layers[0] - 0.5
 
 
+def test_cheap_early_refusals_do_not_buy_the_loss_of_answerable_questions() -> None:
+    """Exit 1 refuses everything: free where nothing was to be found, ruinous elsewhere."""
+    count = 3000
+    answerable = np.arange(count) % 4 == 0
+    f1 = np.stack([np.zeros(count), answerable.astype(np.float64)], axis=1)
+    margins = np.stack([np.full(count, 9.0), np.where(answerable, -9.0, 9.0)], axis=1)
+    random = np.random.default_rng(12)
+    doubt = np.where(answerable, random.random(count) ** 0.5, random.random(count))
+    uncertainty = np.stack([doubt, np.zeros(count)], axis=1)
+    recording = made_up_recording(f1, uncertainty, has_answer=answerable.tolist(), margins=margins)
+
+    lenient = calibrate(recording, Request(10.0, 0.9, "entropy", 1, 100.0)).certificate
+    strict = calibrate(recording, Request(10.0, 0.9, "entropy", 1, 12.0)).certificate
+
+    assert lenient.mean_exit_layer < strict.mean_exit_layer < 2.0
+    assert lenient.f1_drop_bound <= 10.0
+    assert lenient.has_answer_drop_bound > 12.0 >= strict.has_answer_drop_bound
+
+
 def test_with_own_tuning_questions_the_promise_holds_as_often_as_stated() -> None:
     population = graded_recording(20_000, seed=7)
     broken = 0
