@@ -9,22 +9,19 @@ Relative paths in the file, and the two default paths of keys, are relative to t
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from broker.configuration import SettingsRules, read_settings
 from broker.settings import BrokerSettings
 from cloud_worker.errors import WorkerSettingsError
 from cloud_worker.scheduler import BatchLimits
@@ -33,8 +30,13 @@ from protocol.topics import DEFAULT_PRIORITY
 
 DEFAULT_PORT = 8572
 ENVIRONMENT_PREFIX = "ELMA_WORKER_"
-_OTHER_VARIABLES = {"config"}  # of `elma worker run --config`
-_FOLDERS = ("edges_folder",)
+_RULES = SettingsRules(
+    prefix=ENVIRONMENT_PREFIX,
+    error=WorkerSettingsError,
+    path_names=frozenset({"edges_folder"}),
+    model_names=frozenset({"model", "older_models"}),
+    file_defaults={"pool_secret_file": POOL_SECRET_NAME, "edges_folder": EDGES_FOLDER_NAME},
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -123,18 +125,6 @@ class WorkerSettings(BaseSettings):
             raise ValueError("batch.enough_windows is above batch.max_windows")
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments over environment; the file is merged in by `load_settings`."""
-        return init_settings, env_settings
-
 
 def load_settings(
     config: Path | None = None, overrides: Mapping[str, Any] | None = None
@@ -143,95 +133,4 @@ def load_settings(
 
     Raises WorkerSettingsError, which names the setting but never its value.
     """
-    _refuse_unknown_variables()
-    in_file = {} if config is None else _read_file(config)
-    given = _without_unset(overrides or {})
-
-    class Loaded(WorkerSettings):
-        """Adds the file below environment and overrides."""
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
-
-    try:
-        return Loaded(**given)
-    except ValidationError as error:
-        raise WorkerSettingsError(_describe(error, config)) from error
-
-
-def _refuse_unknown_variables() -> None:
-    """A misspelt variable would otherwise be ignored without a word."""
-    known = {*WorkerSettings.model_fields, *_OTHER_VARIABLES}
-    for variable in os.environ:
-        if not variable.startswith(ENVIRONMENT_PREFIX):
-            continue
-        if variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower() not in known:
-            raise WorkerSettingsError(
-                f"environment variable {variable} is no setting; "
-                f"the names are {', '.join(sorted(WorkerSettings.model_fields))}"
-            )
-
-
-def _read_file(config: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkerSettingsError(f"settings file {config} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise WorkerSettingsError(f"settings file {config} is not valid TOML: {error}") from error
-    document.setdefault("pool_secret_file", POOL_SECRET_NAME)
-    document.setdefault("edges_folder", EDGES_FOLDER_NAME)
-    return _with_absolute_paths(document, config.resolve().parent)
-
-
-def _with_absolute_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths of the file, made absolute: folders, models, and every `..._file` in any table."""
-    resolved: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            resolved[key] = _with_absolute_paths(value, folder)
-        elif isinstance(value, str) and (key in _FOLDERS or key.endswith("_file")):
-            resolved[key] = str(folder / Path(value).expanduser())
-        elif key == "model":
-            resolved[key] = _model_path(value, folder)
-        elif key == "older_models" and isinstance(value, list):
-            resolved[key] = [_model_path(model, folder) for model in value]
-        else:
-            resolved[key] = value
-    return resolved
-
-
-def _model_path(model: Any, folder: Path) -> Any:
-    """A model folder beside the file by its absolute path; anything else as it is."""
-    if isinstance(model, str) and (folder / model).is_dir():
-        return str(folder / model)
-    return model
-
-
-def _without_unset(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            inner = _without_unset(value)
-            if inner:
-                kept[key] = inner
-        elif value is not None:
-            kept[key] = value
-    return kept
-
-
-def _describe(error: ValidationError, config: Path | None) -> str:
-    source = f"{config}, " if config is not None else ""
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
-    return f"wrong settings ({source}environment {ENVIRONMENT_PREFIX}..., arguments): {problems}"
+    return read_settings(WorkerSettings, _RULES, config, overrides)

@@ -9,20 +9,17 @@ Relative paths in the file are relative to the file's own folder.
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from broker.configuration import SettingsRules, read_settings
 from broker.settings import BrokerSettings
 from edge_agent.errors import SettingsError
 from edge_agent.lease import LeaseRules
@@ -30,7 +27,12 @@ from edge_agent.lease import LeaseRules
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8571
 ENVIRONMENT_PREFIX = "ELMA_EDGE_"
-_OTHER_VARIABLES = {"config", "url"}  # of `elma edge run --config` and `elma ask --edge`
+_RULES = SettingsRules(
+    prefix=ENVIRONMENT_PREFIX,
+    error=SettingsError,
+    path_names=frozenset({"outbox"}),
+    other_variables=frozenset({"config", "url"}),
+)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -132,18 +134,6 @@ class EdgeSettings(BaseSettings):
             raise ValueError("default_deadline_seconds is above max_deadline_seconds")
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments over environment; the file is merged in by `load_settings`."""
-        return init_settings, env_settings
-
 
 def load_settings(
     config: Path | None = None, overrides: Mapping[str, Any] | None = None
@@ -152,84 +142,4 @@ def load_settings(
 
     Raises SettingsError, which names the setting but never its value.
     """
-    _refuse_unknown_variables()
-    in_file = {} if config is None else _read_file(config)
-    given = _without_unset(overrides or {})
-
-    class Loaded(EdgeSettings):
-        """Adds the file below environment and overrides."""
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
-
-    try:
-        return Loaded(**given)
-    except ValidationError as error:
-        raise SettingsError(_describe(error, config)) from error
-
-
-def _refuse_unknown_variables() -> None:
-    """A misspelt variable would otherwise be ignored without a word."""
-    known = {*EdgeSettings.model_fields, *_OTHER_VARIABLES}
-    for variable in os.environ:
-        if not variable.startswith(ENVIRONMENT_PREFIX):
-            continue
-        if variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower() not in known:
-            raise SettingsError(
-                f"environment variable {variable} is no setting; "
-                f"the names are {', '.join(sorted(EdgeSettings.model_fields))}"
-            )
-
-
-def _read_file(config: Path) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {config} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"settings file {config} is not valid TOML: {error}") from error
-    return _with_absolute_paths(document, config.resolve().parent)
-
-
-def _with_absolute_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths of the file, made absolute: `outbox` and every `..._file` in any table."""
-    resolved: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            resolved[key] = _with_absolute_paths(value, folder)
-        elif isinstance(value, str) and (key == "outbox" or key.endswith("_file")):
-            resolved[key] = str(folder / Path(value).expanduser())
-        elif key == "model" and isinstance(value, str) and (folder / value).is_dir():
-            resolved[key] = str(folder / value)
-        else:
-            resolved[key] = value
-    return resolved
-
-
-def _without_unset(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            inner = _without_unset(value)
-            if inner:
-                kept[key] = inner
-        elif value is not None:
-            kept[key] = value
-    return kept
-
-
-def _describe(error: ValidationError, config: Path | None) -> str:
-    source = f"{config}, " if config is not None else ""
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
-    return f"wrong settings ({source}environment {ENVIRONMENT_PREFIX}..., arguments): {problems}"
+    return read_settings(EdgeSettings, _RULES, config, overrides)
