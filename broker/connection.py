@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import paho.mqtt.client as paho
-import structlog
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -36,6 +35,7 @@ from broker.errors import (
 )
 from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
 from broker.in_flight import InFlight
+from broker.log import SafeLog
 from broker.packets import (
     connect_properties,
     delivery_of,
@@ -49,7 +49,7 @@ CLOSE_SECONDS = 2.0
 NO_MATCHING_SUBSCRIBERS = 16
 MQTT_RECEIVE_MAXIMUM = 65_535
 _serials = itertools.count(1)
-_log = structlog.get_logger("elma.broker")
+_log = SafeLog("elma.broker")
 _P = ParamSpec("_P")
 
 
@@ -64,6 +64,8 @@ class Identity:
     session_expiry_seconds: int
     will: Publication | None
     will_delay_seconds: int
+    largest_packet_bytes: int
+    """Announced to the broker, which keeps larger ones from us."""
 
 
 class Connection:
@@ -98,7 +100,9 @@ class Connection:
         """Connect, subscribe, and return once the broker granted both. Raises ConnectFailed."""
         settings, identity = self._settings, self._identity
         properties = connect_properties(
-            identity.session_expiry_seconds, identity.receive_maximum, settings.maximum_packet_bytes
+            identity.session_expiry_seconds,
+            identity.receive_maximum,
+            identity.largest_packet_bytes,
         )
         try:
             self._client.connect(
@@ -147,9 +151,9 @@ class Connection:
             self._end(ConnectFailed(f"the network thread of {self._identity.client_id} died"))
         return self._closed.is_set()
 
-    def abandon(self) -> None:
+    def abandon(self, reason: str = "the session was stopped") -> None:
         """Tell whoever opens or watches this connection that it is over; from any thread."""
-        self._end(ConnectFailed("the session was stopped"))
+        self._end(ConnectFailed(reason))
 
     def close(self) -> None:
         """Say goodbye, wait `CLOSE_SECONDS` at most for the thread, then cut the socket.

@@ -9,12 +9,14 @@ A session starts whether or not there is a broker, and reconnects for ever, with
 doubles and is drawn at random so that a restarted broker does not meet all clients at once. Its
 own thread keeps one `Connection` after another and watches paho's thread.
 
-Deliveries wait in a bounded queue. Nothing is acknowledged until the caller says so, so at most
-`receive_maximum` unacknowledged ones come from a broker that keeps to MQTT (the embedded one does
-not, and mosquitto 2.0.11 sends more of a backlog after an acknowledgement). One that finds the
-queue full is dropped, counted in `dropped_total` and logged: it is acknowledged where the session
-ends with the connection (nobody would send it again, and it would hold a place for ever), and left
-unacknowledged where the session persists (it comes again with the next connection).
+Deliveries wait in a queue that is bounded in number and bytes. Nothing is acknowledged until the
+caller says so, so at most `receive_maximum` unacknowledged ones come from a broker that keeps to
+MQTT (the embedded one does not, and mosquitto 2.0.11 sends more of a backlog after an
+acknowledgement). QoS 0 has no such bound: such deliveries fill half of the queue at most, and give
+way to QoS 1. What finds no place is dropped, counted in `dropped_total` and logged. A QoS 1
+delivery is then acknowledged where the session ends with the connection (nobody would send it
+again, and it would hold a place for ever); where the session persists it is left unacknowledged
+and the connection is ended, so that the next one brings it again.
 """
 
 from __future__ import annotations
@@ -22,13 +24,11 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-import structlog
-
 from broker.connection import Connection, Identity
+from broker.delivery_queue import DeliveryQueue
 from broker.errors import (
     BrokerError,
     BrokerSettingsError,
@@ -38,15 +38,18 @@ from broker.errors import (
     SessionStopped,
 )
 from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
+from broker.log import LineLimit, SafeLog
 from broker.settings import BrokerSettings
 from protocol.checks import is_name
 
 WATCHDOG_SECONDS = 1.0
+DROPPED_LINES_PER_SECOND = 1
 GOODBYE_SECONDS = 2.0
 WILL_DELAY_SECONDS = 10
 STABLE_SECONDS = 10.0
 """A connection that lived this long resets the back-off."""
-_log = structlog.get_logger("elma.broker")
+QUEUE_BOUND_BYTES = 256 * 1024 * 1024
+_log = SafeLog("elma.broker")
 
 __all__ = [
     "Delivery",
@@ -62,6 +65,8 @@ class Session:
     """One client id at one broker. Thread-safe; `start` and `stop` once each.
 
     `receive_maximum`: unacknowledged deliveries that the broker may send; at most `queue_bound`.
+    `queue_bound`, `queue_bound_bytes`: deliveries that may wait, and the bytes of their payloads.
+    `largest_packet_bytes`: what the broker may send at once; None takes the settings' bound.
     `clean_start` and `session_expiry_seconds`: forget at once (True, 0) or keep while away.
     `will`: published by the broker when we vanish, and by us on a clean stop.
     `birth`: published by us each time we are connected, such as a retained "online".
@@ -80,6 +85,8 @@ class Session:
         will: Publication | None = None,
         birth: Publication | None = None,
         queue_bound: int = 64,
+        queue_bound_bytes: int = QUEUE_BOUND_BYTES,
+        largest_packet_bytes: int | None = None,
         will_delay_seconds: int = WILL_DELAY_SECONDS,
         on_connection_change: Callable[[bool], None] | None = None,
         generator: random.Random | None = None,
@@ -90,6 +97,14 @@ class Session:
             raise BrokerSettingsError(
                 f"{client_id}: receive_maximum {receive_maximum} must be from 1 to queue_bound "
                 f"{queue_bound}"
+            )
+        largest = settings.maximum_packet_bytes
+        if largest_packet_bytes is not None:
+            largest = min(largest, largest_packet_bytes)
+        if not 1 <= largest <= queue_bound_bytes:
+            raise BrokerSettingsError(
+                f"{client_id}: the largest packet ({largest} bytes) must fit in queue_bound_bytes "
+                f"{queue_bound_bytes}"
             )
         self.client_id = client_id
         self.on_connection_change = on_connection_change
@@ -105,11 +120,12 @@ class Session:
             session_expiry_seconds,
             will,
             will_delay_seconds,
+            largest,
         )
         self._birth = birth
         self._persists = not clean_start and session_expiry_seconds > 0
-        self._queue_bound = queue_bound
-        self._queue: deque[Delivery] = deque()
+        self._queue = DeliveryQueue(queue_bound, queue_bound_bytes)
+        self._dropped_lines = LineLimit(DROPPED_LINES_PER_SECOND)
         self._arrived = threading.Condition()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
@@ -171,6 +187,11 @@ class Session:
         return connection is not None and connection.is_ready
 
     @property
+    def is_running(self) -> bool:
+        """Whether the thread that keeps it connected lives."""
+        return self._keeper is not None and self._keeper.is_alive()
+
+    @property
     def epoch(self) -> int:
         """The number of the present or last connection; 0 before the first."""
         return self._epoch
@@ -218,9 +239,9 @@ class Session:
         """The next delivery, or None after `timeout_seconds`, or at once when stopped and empty."""
         with self._arrived:
             self._arrived.wait_for(
-                lambda: self._queue or self._stopping.is_set(), max(0.0, timeout_seconds)
+                lambda: len(self._queue) or self._stopping.is_set(), max(0.0, timeout_seconds)
             )
-            return self._queue.popleft() if self._queue else None
+            return self._queue.take()
 
     def acknowledge(self, delivery: Delivery) -> bool:
         """Tell the broker that a delivery is safe here. False, and nothing sent, if its connection
@@ -279,20 +300,34 @@ class Session:
     def _take_in(self, delivery: Delivery) -> None:
         """Queue a delivery; on paho's thread. See the module's word on a full queue."""
         with self._arrived:
-            if len(self._queue) < self._queue_bound:
-                self._queue.append(delivery)
-                self._arrived.notify()
-                return
-            self.dropped_total += 1
-        _log.warning("broker_delivery_dropped", client=self.client_id, topic=delivery.topic)
-        if not self._persists:
+            # A broker that knows no limits may send more than was asked for; that stays unwanted.
+            is_too_large = len(delivery.payload) > self._identity.largest_packet_bytes
+            dropped = [delivery] if is_too_large else self._queue.put(delivery)
+            self.dropped_total += len(dropped)
+            self._arrived.notify()
+        if not dropped:
+            return
+        _log.limited_warning(
+            self._dropped_lines,
+            "broker_delivery_dropped",
+            client=self.client_id,
+            topic=delivery.topic,
+            payload_bytes=len(delivery.payload),
+            dropped_total=self.dropped_total,
+        )
+        if delivery.qos == 0 or dropped[-1] is not delivery:
+            return
+        connection = self._connection
+        if is_too_large or not self._persists:
             self.acknowledge(delivery)
+        elif connection is not None and connection.epoch == delivery.epoch:
+            connection.abandon("too many deliveries wait here; the next connection brings them")
 
     def _forget_stale(self) -> None:
         """Drop queued deliveries that a persistent session is about to be sent again."""
         if self._persists:
             with self._arrived:
-                self._queue = deque(item for item in self._queue if item.qos == 0)
+                self._queue.keep_only_qos_0()
 
     def _say(self, publication: Publication | None, wait_seconds: float) -> None:
         """Publish our presence if we can; it only informs, so failing is no failure."""

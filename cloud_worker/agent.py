@@ -8,8 +8,9 @@ the work.
 
 Lifetimes. A first signal drains: new requests are told busy, accepted ones get `drain_seconds` to
 be answered, the rest is told to go elsewhere, presence says offline, exit status 0. A second signal
-skips the waiting. A worker that is killed leaves nothing behind but leases, which run out, and its
-last will.
+skips the waiting. A worker whose receiving, computing, replying or connecting thread has ended
+cannot answer: it leaves the broker, so that others get its share, and ends with status 1. One that
+is killed leaves nothing behind but leases, which run out, and its last will.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import structlog
-
 from broker.exchange import Publication, Subscription
+from broker.log import SafeLog
 from broker.session import Session
+from cloud_worker.errors import PartDied, describe_fault
 from cloud_worker.health import HealthServer
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.receive import Intake
@@ -34,17 +35,18 @@ from cloud_worker.request_queue import RequestQueue
 from cloud_worker.resume import Resumer
 from cloud_worker.settings import WorkerSettings
 from protocol.duplicates import DuplicateGuard
-from protocol.key_files import EdgeFolder, load_pool_keys
+from protocol.key_files import EdgeFolder, PoolKeyFile
 from protocol.keys import EdgeDirectory, PoolKeys
 from protocol.messages import Presence, encode_message
 from protocol.topics import PresenceTopic, cancel_subscription, worker_subscription
 
 STUCK_SECONDS = 120.0
 FLUSH_SECONDS = 5.0
+WATCH_SECONDS = 0.5
 REPLIES_FOR_EACH_PLACE = 4
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_log = structlog.get_logger("elma.worker")
+_log = SafeLog("elma.worker")
 
 
 class Worker:
@@ -54,7 +56,7 @@ class Worker:
         self,
         settings: WorkerSettings,
         releases: Releases,
-        pool_keys: PoolKeys,
+        pool_keys: Callable[[], PoolKeys],
         edges: EdgeDirectory,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -135,9 +137,29 @@ class Worker:
                 _log.warning("request", outcome="abandoned", edge=edge, request=request_id)
                 self.replies.error(request.asker, "internal", "the worker is going away")
         self.intake.stop()
-        self.replies.flush(FLUSH_SECONDS)
+        if self.replies.is_alive:
+            self.replies.flush(FLUSH_SECONDS)
         self.replies.stop()
         self.session.stop()
+
+    def leave(self) -> None:
+        """Like `stop`, and out of the broker whatever fails on the way."""
+        try:
+            self.stop()
+        except Exception as error:
+            _log.error("worker_stop_failed", error=describe_fault(error))
+        finally:
+            self.session.stop()
+
+    def dead_parts(self) -> list[str]:
+        """The threads that have ended although the worker was not told to stop."""
+        lives = {
+            "receive": self.intake.is_alive,
+            "compute": self.resumer.is_alive,
+            "reply": self.replies.is_alive,
+            "broker": self.session.is_running,
+        }
+        return [part for part, is_alive in lives.items() if not is_alive]
 
     def health(self) -> dict[str, Any]:
         """The state of the worker, for `GET /healthz` and `GET /readyz`."""
@@ -145,6 +167,7 @@ class Worker:
             "receive": self.intake.is_alive,
             "compute": self.resumer.is_alive and self.resumer.step_seconds < STUCK_SECONDS,
             "reply": self.replies.is_alive,
+            "broker": self.session.is_running,
         }
         is_alive = all(parts.values())
         connected = self.session.is_connected
@@ -165,11 +188,12 @@ class Worker:
         metrics.queue_requests.set_function(lambda: len(self.queue))
         metrics.queue_windows.set_function(lambda: self.queue.waiting_windows)
         metrics.broker_connected.set_function(lambda: float(self.session.is_connected))
+        metrics.deliveries_dropped.set_function(lambda: float(self.session.dropped_total))
         metrics.draining.set_function(lambda: float(self.intake.is_draining))
 
 
 def run_worker(settings: WorkerSettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM or SIGINT, then drain. Raises PartDied when a thread of the worker ends.
 
     Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError` or
     `broker.errors.BrokerSettingsError` before it serves.
@@ -179,12 +203,12 @@ def run_worker(settings: WorkerSettings) -> None:
     def note_signal(_number: int, _frame: FrameType | None) -> None:
         (hurrying if stopping.is_set() else stopping).set()
 
-    pool_keys = load_pool_keys(settings.pool_secret_file)
+    pool_keys = PoolKeyFile(settings.pool_secret_file)
     edges = EdgeFolder(settings.edges_folder)
     server = HealthServer(settings.http)
     try:
         releases = Releases.load(settings.models, threads=settings.torch_threads)
-        worker = Worker(settings, releases, pool_keys, edges)
+        worker = Worker(settings, releases, _watched(pool_keys), edges)
         for number in SIGNALS:
             signal.signal(number, note_signal)
         worker.start()
@@ -195,15 +219,45 @@ def run_worker(settings: WorkerSettings) -> None:
             broker=settings.broker.address,
             health=f"{server.url}/healthz",
             releases=releases.names(),
-            pool_keys=list(pool_keys.ids),
+            pool_keys=list(pool_keys.keys().ids),
         )
-        stopping.wait()
+        _wait_until_told(stopping, worker)
         _log.info("worker_draining", requests=len(worker.queue))
         is_drained = worker.drain(hurrying)
         worker.stop()
         _log.info("worker_stopped", drained=is_drained)
     finally:
         server.stop()
+
+
+def _wait_until_told(stopping: threading.Event, worker: Worker) -> None:
+    """Return when the process is told to stop; leave the broker and raise when a part dies."""
+    while not stopping.wait(WATCH_SECONDS):
+        dead = worker.dead_parts()
+        if dead:
+            _log.error("worker_part_died", parts=dead)
+            worker.leave()
+            raise PartDied(
+                f"worker {worker.settings.name}: the thread of {', '.join(dead)} ended; the worker "
+                "has left the broker, start it again (the log above says what failed)"
+            )
+
+
+def _watched(file: PoolKeyFile) -> Callable[[], PoolKeys]:
+    """The pool's keys of now; tells in the log when others are read, or cannot be."""
+    last = file.keys(), file.failure
+
+    def keys() -> PoolKeys:
+        nonlocal last
+        now = file.keys(), file.failure
+        if now[1] is not None and now[1] is not last[1]:
+            _log.error("pool_keys_not_read", why=str(now[1]))
+        elif now[0] is not last[0]:
+            _log.info("pool_keys_read", pool_keys=list(now[0].ids))
+        last = now
+        return now[0]
+
+    return keys
 
 
 def presence(name: str, *, is_online: bool) -> Publication:
@@ -226,4 +280,6 @@ def _make_session(settings: WorkerSettings) -> Session:
         birth=presence(settings.name, is_online=True),
         # Twice as many: the embedded broker does not keep to Receive Maximum.
         queue_bound=2 * settings.queue_bound,
+        queue_bound_bytes=settings.incoming_bound_bytes,
+        largest_packet_bytes=settings.largest_packet_bytes,
     )

@@ -2,6 +2,7 @@
 
 WorkerError
 ├── WorkerSettingsError    a setting is wrong or cannot be read
+├── PartDied               a thread of the worker ended; the worker leaves
 ├── ListenError            the address for health and metrics cannot be used
 └── RequestRefused         a request that this worker will not compute, with the reason
 """
@@ -22,6 +23,10 @@ class WorkerSettingsError(WorkerError):
 
 class ListenError(WorkerError):
     """The HTTP address for health and metrics cannot be used."""
+
+
+class PartDied(WorkerError):
+    """A part that must live as long as the worker has ended."""
 
 
 class RequestRefused(WorkerError):

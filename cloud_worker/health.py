@@ -6,30 +6,33 @@
 
 Inputs: a function that describes the worker. Neighbour: `agent` starts it. Bound before anything
 that takes long, so that a taken port is an error at once.
+
+A probe always gets through: connections that ask nothing for `HEADER_SECONDS` are cut, and where
+`MAX_CONNECTIONS` are open the one that has asked nothing for longest makes room.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cloud_worker.errors import ListenError
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.settings import HttpSettings
 
 MAX_CONNECTIONS = 64
+HEADER_SECONDS = 5.0
 CLOSING_SECONDS = 3.0
-
-_log = structlog.get_logger("elma.worker")
 
 Health = Callable[[], dict[str, Any]]
 
@@ -50,9 +53,9 @@ class HealthServer:
             uvicorn.Config(
                 create_app(health, metrics),
                 lifespan="off",
+                http=ProbeProtocol,
                 log_config=None,
                 access_log=False,
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -67,6 +70,42 @@ class HealthServer:
             self._server.should_exit = True
             self._thread.join(CLOSING_SECONDS)
         self._listener.close()
+
+
+class ProbeProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which would wait for the end of a request's header for ever."""
+
+    asked_nothing_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Make room, and give the connection its time."""
+        super().connection_made(transport)
+        self.asked_nothing_since = self.loop.time()
+        others = [one for one in self.connections if isinstance(one, ProbeProtocol) and one.is_idle]
+        if len(self.connections) > MAX_CONNECTIONS and others:
+            min(others, key=lambda one: one.asked_nothing_since).transport.abort()
+        self.loop.call_later(HEADER_SECONDS, self._cut_idle)
+
+    def on_response_complete(self) -> None:
+        """A request was answered: the time for the next one begins."""
+        self.asked_nothing_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no complete request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _cut_idle(self) -> None:
+        if self.transport.is_closing():
+            return
+        left_seconds = HEADER_SECONDS
+        if self.is_idle:
+            left_seconds = self.asked_nothing_since + HEADER_SECONDS - self.loop.time()
+            if left_seconds <= 0:
+                self.transport.abort()
+                return
+        self.loop.call_later(left_seconds, self._cut_idle)
 
 
 def create_app(health: Health, metrics: WorkerMetrics) -> Starlette:

@@ -57,6 +57,9 @@ class WorkerMetrics:
         self.queue_requests = gauge("queue_requests", "Accepted, not yet answered.")
         self.queue_windows = gauge("queue_windows", "Windows that wait for their next layer.")
         self.broker_connected = gauge("broker_connected", "1 while the session is up.")
+        self.deliveries_dropped = gauge(
+            "deliveries_dropped", "Deliveries so far that found no place to wait to be opened."
+        )
         self.draining = gauge("draining", "1 once the worker accepts no more requests.")
 
     def as_text(self) -> bytes:

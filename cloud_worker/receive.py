@@ -23,10 +23,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
 from torch import Tensor
 
 from broker.exchange import Delivery
+from broker.log import LineLimit, SafeLog
+from cloud_worker.dead_letters import dead_letter_of
 from cloud_worker.errors import RequestRefused, describe_fault
 from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
@@ -51,9 +52,10 @@ from reader.state_codecs import decode_state
 RECEIVE_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 5.0
 SHORTEST_RETRY_SECONDS = 0.1
+PAUSE_SECONDS = 0.1
 FLOAT_BYTES = 4
 
-_log = structlog.get_logger("elma.worker")
+_log = SafeLog("elma.worker")
 
 
 class DeliverySession(Protocol):
@@ -70,7 +72,8 @@ class Intake:
     """Takes deliveries for one worker, on a thread of its own; `start` and `stop` once each.
 
     While `is_draining`, every request is answered with busy. `clock` is monotonic, `wall_clock`
-    gives unix seconds; `pace` says how many seconds a request has taken lately.
+    gives unix seconds; `pool_keys` gives the keys of now, and `pace` says how many seconds a
+    request has taken lately.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Intake:
         guard: DuplicateGuard,
         metrics: WorkerMetrics,
         *,
-        pool_keys: PoolKeys,
+        pool_keys: Callable[[], PoolKeys],
         edges: EdgeDirectory,
         lease_seconds: float,
         state_bytes_bound: int,
@@ -95,6 +98,7 @@ class Intake:
         self._pool_keys, self._edges = pool_keys, edges
         self._lease_seconds, self._state_bytes_bound = lease_seconds, state_bytes_bound
         self._pace, self._clock, self._wall_clock = pace, clock, wall_clock
+        self._unproved_lines = LineLimit()
         self.is_draining = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="elma-intake", daemon=True)
@@ -125,17 +129,28 @@ class Intake:
                 self._take_cancel(delivery, topic)
         except ProtocolError as error:
             self._metrics.requests.labels("malformed").inc()
-            _log.warning("message_ignored", error_type=type(error).__name__)
+            _log.limited_warning(
+                self._unproved_lines, "message_ignored", error_type=type(error).__name__
+            )
         except Exception as error:
             self._metrics.failures.labels("receive").inc()
-            _log.error("receive_failed", error=describe_fault(error))
+            _log.limited_warning(
+                self._unproved_lines, "receive_failed", error=describe_fault(error)
+            )
         self._session.acknowledge(delivery)
 
     def _receive(self) -> None:
         while not self._is_stopping.is_set():
-            delivery = self._session.receive(RECEIVE_SECONDS)
-            if delivery is not None:
-                self.take(delivery)
+            try:
+                delivery = self._session.receive(RECEIVE_SECONDS)
+                if delivery is not None:
+                    self.take(delivery)
+            except Exception as error:
+                self._metrics.failures.labels("receive").inc()
+                _log.limited_warning(
+                    self._unproved_lines, "receive_failed", error=describe_fault(error)
+                )
+                self._is_stopping.wait(PAUSE_SECONDS)
 
     def _take_request(self, delivery: Delivery, topic: RequestTopic) -> None:
         """One request; every way through acknowledges the delivery."""
@@ -167,7 +182,7 @@ class Intake:
         """The opened request; None when it was dealt with: forged, malformed or expired."""
         now = self._wall_clock()
         try:
-            return open_request(delivery.payload, self._pool_keys, self._edges, now, topic)
+            return open_request(delivery.payload, self._pool_keys(), self._edges, now, topic)
         except ExpiredRequest as error:
             self._refuse_expired(delivery, topic, str(error))
         except ProtocolError as error:
@@ -180,7 +195,7 @@ class Intake:
         self._metrics.expired.inc()
         try:
             deadline = peek_header(delivery.payload).deadline
-            opened = open_request(delivery.payload, self._pool_keys, self._edges, deadline, topic)
+            opened = open_request(delivery.payload, self._pool_keys(), self._edges, deadline, topic)
         except ProtocolError as error:
             self._bury(delivery, topic, "forged", error)
             return
@@ -262,20 +277,22 @@ class Intake:
     def _bury(
         self, delivery: Delivery, topic: RequestTopic, outcome: str, error: ProtocolError
     ) -> None:
-        """Count and log a message that proves nothing, and set it aside without its content."""
+        """Count and log a message that proves nothing, and set it aside for a person."""
         self._metrics.requests.labels(outcome).inc()
-        _log.warning(
+        sha256 = hashlib.sha256(delivery.payload).hexdigest()
+        _log.limited_warning(
+            self._unproved_lines,
             "request",
             outcome=outcome,
             edge=topic.edge,
             request=topic.request,
             payload_bytes=len(delivery.payload),
-            payload_sha256=hashlib.sha256(delivery.payload).hexdigest(),
+            payload_sha256=sha256,
             error_type=type(error).__name__,
             reason=str(error),
         )
         dead = DeadLetterTopic(_reason(error), topic.edge, topic.request)
-        self._replies.dead_letter(dead, _without_content(delivery.payload))
+        self._replies.dead_letter(dead, dead_letter_of(delivery.payload, sha256))
         self._session.acknowledge(delivery)
 
     def _note(self, asker: Asker, outcome: str, **more: str | bool) -> None:
@@ -329,13 +346,3 @@ def _decoded_state(window: RequestWindow, reader: Reader) -> Tensor:
         raise RequestRefused("unknown_codec", str(error)) from error
     except StateError as error:
         raise RequestRefused("bad_state", f"window {window.index}: {error}") from error
-
-
-def _without_content(payload: bytes) -> bytes:
-    """A sealed request as it came: a clear header and ciphertext. Anything else could be clear
-    text, and nothing of it is passed on."""
-    try:
-        peek_header(payload)
-    except ProtocolError:
-        return b""
-    return payload

@@ -7,7 +7,8 @@ through it; `protocol` seals, `broker` carries.
 A queue stands between the others and the network, because the broker allows only few unacknowledged
 publications. An answer survives a lost connection: it waits here for the next one, and one whose
 acknowledgement never came is published again (the edge takes the first and drops the second).
-Everything else is dropped without a connection: the edge asks again anyway.
+Everything else is dropped without a connection: the edge asks again anyway. Dead letters, which
+anybody can cause, get `DEAD_LETTERS_PER_SECOND` and a small share of the queue.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import structlog
-
 from broker.errors import BrokerError, NotConnected, TooManyInFlight
 from broker.exchange import Delivery, Outcome, Publication, Receipt
+from broker.log import LineLimit, SafeLog
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import Asker
 from cloud_worker.metrics import WorkerMetrics
@@ -32,12 +32,15 @@ from protocol.topics import AnswerTopic, DeadLetterTopic
 
 ANSWER_EXPIRY_SECONDS = 600
 DEAD_LETTER_EXPIRY_SECONDS = 7 * 24 * 3600
+DEAD_LETTERS_PER_SECOND = 8
+DEAD_LETTER_SHARE = 16
+"""One place in so many of the queue, and at least one."""
 PACKET_ALLOWANCE_BYTES = 1024
 """What topic and properties add to a payload at most."""
 _PAUSE_SECONDS = 0.05
 _CLOSING_SECONDS = 5.0
 
-_log = structlog.get_logger("elma.worker")
+_log = SafeLog("elma.worker")
 
 
 class ReplySession(Protocol):
@@ -68,6 +71,7 @@ class _Reply:
     publication: Publication
     keep_until: float | None = None
     settles: Delivery | None = field(default=None, repr=False)
+    is_dead_letter: bool = False
 
 
 class Replies:
@@ -90,6 +94,8 @@ class Replies:
         self._name, self._bound, self._clock = name, bound, clock
         self._waiting: deque[_Reply] = deque()
         self._unconfirmed: deque[tuple[Receipt, _Reply]] = deque()
+        self._dead_letter_budget = LineLimit(DEAD_LETTERS_PER_SECOND, clock=clock)
+        self._waiting_dead_letters = 0
         self._changed = threading.Condition()
         self._is_publishing = False
         self._is_stopping = False
@@ -136,11 +142,17 @@ class Replies:
         self._put(_Reply(publication, keep_until, settles))
 
     def dead_letter(self, topic: DeadLetterTopic, payload: bytes) -> None:
-        """Set a message aside for a person to look at."""
+        """Set a message aside for a person to look at, within the budget; counted always."""
         self._metrics.dead_letters.labels(topic.reason).inc()
-        self._put(
-            _Reply(Publication(str(topic), payload, expiry_seconds=DEAD_LETTER_EXPIRY_SECONDS))
-        )
+        publication = Publication(str(topic), payload, expiry_seconds=DEAD_LETTER_EXPIRY_SECONDS)
+        with self._changed:
+            share = max(1, self._bound // DEAD_LETTER_SHARE)
+            if self._waiting_dead_letters < share and self._dead_letter_budget.admit() is not None:
+                self._waiting_dead_letters += 1
+                self._waiting.append(_Reply(publication, is_dead_letter=True))
+                self._changed.notify_all()
+                return
+        self._metrics.replies.labels("dropped").inc()
 
     def flush(self, wait_seconds: float) -> bool:
         """Whether everything said is with the broker, or is so within `wait_seconds`."""
@@ -216,7 +228,9 @@ class Replies:
             if not self._waiting or self._is_stopping:
                 return None
             self._is_publishing = True
-            return self._waiting.popleft()
+            reply = self._waiting.popleft()
+            self._waiting_dead_letters -= reply.is_dead_letter
+            return reply
 
     def _publish(self, reply: _Reply) -> None:
         """Publish one reply, waiting for its turn, and acknowledge the delivery that it settles."""

@@ -19,9 +19,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from torch import Tensor
 
+from broker.log import SafeLog
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import HeldRequest
 from cloud_worker.metrics import WorkerMetrics
@@ -41,7 +41,7 @@ ANSWER_GRACE_SECONDS = 5.0
 """How long past its deadline an answer is still worth publishing."""
 _PACE_MEMORY = 0.2
 
-_log = structlog.get_logger("elma.worker")
+_log = SafeLog("elma.worker")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from pydantic_settings import (
 )
 
 from broker.configuration import SettingsRules, read_settings
-from broker.settings import BrokerSettings
+from broker.settings import PACKET_OVERHEAD_BYTES, BrokerSettings
 from cloud_worker.errors import WorkerSettingsError
 from cloud_worker.scheduler import BatchLimits
 from protocol.key_files import EDGES_FOLDER_NAME, POOL_SECRET_NAME
 from protocol.topics import DEFAULT_PRIORITY
+from protocol.wire import MAX_MESSAGE_BYTES
 
 DEFAULT_PORT = 8572
 ENVIRONMENT_PREFIX = "ELMA_WORKER_"
@@ -78,8 +79,10 @@ class WorkerSettings(BaseSettings):
 
     `name` is its identity at the broker; `older_models` are releases that devices may still use
     beside `model`. `queue_bound` and `queue_bound_bytes` bound what it holds at once (requests, and
-    bytes of their decoded states). `lease_seconds` is what it promises with `accepted`;
-    `drain_seconds` is how long a stop waits for what was accepted.
+    bytes of their decoded states). The broker hands over no sealed request of more than
+    `max_request_bytes`, and those that wait to be opened take at most `incoming_bound_bytes`.
+    `lease_seconds` is what it promises with `accepted`; `drain_seconds` is how long a stop waits
+    for what was accepted.
     """
 
     model_config = SettingsConfigDict(
@@ -101,6 +104,8 @@ class WorkerSettings(BaseSettings):
     torch_threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     queue_bound: Annotated[int, Field(ge=1, le=10_000)] = 128
     queue_bound_bytes: Annotated[int, Field(ge=1_048_576)] = 256 * 1024 * 1024
+    max_request_bytes: Annotated[int, Field(ge=64 * 1024, le=MAX_MESSAGE_BYTES)] = 4 * 1024 * 1024
+    incoming_bound_bytes: Annotated[int, Field(ge=1_048_576)] = 64 * 1024 * 1024
     lease_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
     drain_seconds: Annotated[float, Field(ge=0, le=3_600)] = 20.0
     http: HttpSettings = HttpSettings()
@@ -117,12 +122,19 @@ class WorkerSettings(BaseSettings):
         """The worker's identity at the broker; with accounts it must be the user name."""
         return self.broker.username or f"worker-{self.name}"
 
+    @property
+    def largest_packet_bytes(self) -> int:
+        """The largest packet that the broker is asked to send."""
+        return self.max_request_bytes + PACKET_OVERHEAD_BYTES
+
     @model_validator(mode="after")
     def _fits_together(self) -> WorkerSettings:
         if len(set(self.priorities)) != len(self.priorities):
             raise ValueError("priorities names one of them twice")
         if self.batch.enough_windows > self.batch.max_windows:
             raise ValueError("batch.enough_windows is above batch.max_windows")
+        if self.largest_packet_bytes > self.incoming_bound_bytes:
+            raise ValueError("incoming_bound_bytes holds not even one of max_request_bytes")
         return self
 
 

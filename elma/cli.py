@@ -75,7 +75,8 @@ def main() -> NoReturn:
         raise
     except Exception as error:
         if _state.debug:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         else:
             _print_error(describe_error(error))
         sys.exit(exit_status_of(error))
@@ -143,10 +144,12 @@ def _before_the_verb(
     ] = False,
 ) -> None:
     _state.debug = debug
+    is_service = context.invoked_subcommand in _SERVICES
     if log_level is None:
-        is_service = context.invoked_subcommand in _SERVICES
         log_level = LogLevel.INFO if is_service else LogLevel.WARNING
-    configure_logging(log_level.value, json_lines=log_format is LogFormat.JSON)
+    configure_logging(
+        log_level.value, json_lines=log_format is LogFormat.JSON, in_background=is_service
+    )
 
 
 def _is_ours(error: Exception) -> bool:

@@ -1,11 +1,13 @@
 """How every verb speaks: results on stdout (a table, or JSON with `--json`), the rest on stderr.
 
 Inputs: the results of a verb. Outputs: text on stdout or stderr. Neighbours: `elma.cli` turns
-`CommandError` into one line and an exit status; the verbs in `elma.commands` print through here.
+`CommandError` into one line and an exit status; the verbs in `elma.commands` print through here;
+`elma.log_writer` brings log lines out, whatever becomes of stderr.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -13,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from elma.log_writer import LineHandler, LineLogger, make_put
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,21 +61,25 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def print_status(text: str) -> None:
-    """Tell the person at the terminal what is going on: one line on stderr."""
-    typer.echo(text, err=True)
+    """Tell the person at the terminal what is going on: one line on stderr, if it takes one."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
 
 
-def configure_logging(level: str, *, json_lines: bool) -> None:
+def configure_logging(level: str, *, json_lines: bool, in_background: bool = False) -> None:
     """Send all logs, ours (structlog) and those of libraries, to stderr from `level` upwards.
 
-    `level` is one of debug, info, warning, error.
+    `level` is one of debug, info, warning, error. Logging never raises; with `in_background`, for
+    services, it never waits for stderr's reader either.
     """
     import structlog
 
     number = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(
-        level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(message)s"
-    )
+    put = make_put(sys.stderr, in_background=in_background, json_lines=json_lines)
+    logger = LineLogger(put)
+    handler = LineHandler(put)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler])
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if json_lines
@@ -86,7 +94,7 @@ def configure_logging(level: str, *, json_lines: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_names: logger,
         cache_logger_on_first_use=False,
     )
 

@@ -5,9 +5,10 @@
     edge-secret.json    for one edge         {"elma": "edge-secret", "edge", "secret"}
     edges/NAME.json     for the workers      {"elma": "edge-public", "edge", "public"}
 
-Keys are base64. Every file is made with mode 0600; a secret one that others may read is refused
-with the command that mends it. Saving never replaces a file unless told to. Every failure is a
-`KeyFileError` that names the file and never its content. Neighbour: `keys` holds what is read.
+Keys are base64. Every file is made with mode 0600; a secret one that others may read, and any that
+others may write, is refused with the command that mends it. Saving never replaces a file unless
+told to. Every failure is a `KeyFileError` that names the file and never its content. Neighbour:
+`keys` holds what is read.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ POOL_SECRET_NAME = "pool-secret.json"  # noqa: S105 -- a file's name
 POOL_PUBLIC_NAME = "pool-public.json"
 EDGE_SECRET_NAME = "edge-secret.json"  # noqa: S105 -- a file's name
 EDGES_FOLDER_NAME = "edges"
+_Stamp = tuple[int, int, int, int]
 
 
 def save_pool_keys(path: Path, keys: PoolKeys, *, replace: bool = False) -> None:
@@ -135,7 +137,7 @@ class EdgeFolder:
                 "`elma keys edge` wrote for each edge there"
             )
         self._folder = folder
-        self._known: dict[str, tuple[tuple[int, int, int], bytes]] = {}
+        self._known: dict[str, tuple[_Stamp, bytes]] = {}
         self._lock = threading.Lock()
 
     def public_key(self, edge: str) -> bytes:
@@ -149,7 +151,7 @@ class EdgeFolder:
             raise UnknownEdge(
                 f"edge {edge!r} is not enrolled: there is no {path.name} in {self._folder}"
             ) from error
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        stamp = _stamp(status)
         with self._lock:
             known = self._known.get(edge)
         if known is not None and known[0] == stamp:
@@ -158,6 +160,46 @@ class EdgeFolder:
         with self._lock:
             self._known[edge] = (stamp, public)
         return public
+
+
+class PoolKeyFile:
+    """The pool's keys as a worker uses them: read again when their file changes. Thread-safe.
+
+    So a rotation needs no restart. A file that cannot be used any more leaves the keys that were
+    read before; `failure` says why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._stamp = _stamp_of(path)
+        self._keys = load_pool_keys(path)
+        self.failure: KeyFileError | None = None
+
+    def keys(self) -> PoolKeys:
+        """The keys of now; raises nothing."""
+        with self._lock:
+            stamp = _stamp_of(self._path)
+            if stamp != self._stamp:
+                # Noted before the file is read: one that changes meanwhile is read once more.
+                self._stamp = stamp
+                try:
+                    self._keys, self.failure = load_pool_keys(self._path), None
+                except KeyFileError as error:
+                    self.failure = error
+            return self._keys
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
+
+
+def _stamp_of(path: Path) -> _Stamp | None:
+    """What changes with a file; None when it cannot be looked at."""
+    try:
+        return _stamp(path.stat())
+    except OSError:
+        return None
 
 
 def _write(path: Path, document: dict[str, Any], *, replace: bool) -> None:
@@ -200,6 +242,11 @@ def _read(path: Path, kind: str | None, *, secret: bool = False) -> dict[str, An
     if secret and mode & 0o077:
         raise KeyFileError(
             f"key file {path} is open to other users (mode {mode:04o}); run: chmod 600 {path}"
+        )
+    if mode & 0o022:
+        raise KeyFileError(
+            f"key file {path} can be changed by other users (mode {mode:04o}), who could put their "
+            f"own key there; run: chmod go-w {path}"
         )
     if len(content) > MAX_FILE_BYTES:
         raise KeyFileError(f"key file {path} holds over {MAX_FILE_BYTES} bytes")

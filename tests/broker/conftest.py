@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+import structlog
 
 from broker.run import RunningBroker, run_broker
 from broker.session import Session
@@ -68,3 +69,15 @@ def connect() -> Iterator[Connect]:
     yield open_session
     for session in sessions:
         session.stop()
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    """Every log line raises, as with a closed stderr."""
+
+    def fails(*_: object) -> NoReturn:
+        raise BrokenPipeError("nobody reads the log")
+
+    structlog.configure(logger_factory=fails)
+    yield
+    structlog.reset_defaults()

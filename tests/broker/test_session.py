@@ -365,7 +365,7 @@ def test_a_full_queue_drops_counts_and_goes_on(broker: RunningBroker, connect: C
         "worker-1",
         subscriptions=[Subscription("t/+", qos=0)],
         receive_maximum=2,
-        queue_bound=2,
+        queue_bound=4,  # half of it for QoS 0
     )
     edge = connect(broker, "edge-1")
     for number in range(5):
@@ -396,6 +396,97 @@ def test_a_dropped_delivery_does_not_hold_a_place_for_ever(
     assert receive_all(worker, 2) == [b"old", b"old"]
     edge.publish(Publication("t/1", b"after"))
     assert receive_all(worker, 1) == [b"after"]
+
+
+def test_a_flood_of_qos_0_leaves_room_for_qos_1(mosquitto: RunningBroker, connect: Connect) -> None:
+    """mosquitto only: the embedded broker ignores Receive Maximum, which keeps QoS 1 in bounds."""
+    edge = connect(
+        mosquitto,
+        "edge-1",
+        subscriptions=[Subscription("t/+")],
+        receive_maximum=6,
+        queue_bound=8,
+        **PERSISTENT,
+    )
+    stranger = connect(mosquitto, "stranger")
+    for _ in range(20):
+        stranger.publish(Publication("t/flood", b"flood", qos=0)).wait(WAIT_SECONDS)
+    wait_until(lambda: edge.dropped_total == 16)
+    answers = [b"answer %d" % number for number in range(9)]
+    for answer in answers:
+        stranger.publish(Publication("t/answer", answer)).wait(WAIT_SECONDS)
+    wait_until(lambda: edge.dropped_total >= 18)  # two that waited gave way
+    received: list[bytes] = []
+    while set(received) < set(answers):
+        delivery = receive(edge)
+        edge.acknowledge(delivery)
+        if delivery.qos == 1:
+            received.append(delivery.payload)
+    assert received == answers
+
+
+def test_a_persistent_session_that_had_to_drop_qos_1_gets_it_again(
+    broker: RunningBroker, connect: Connect
+) -> None:
+    """The queue holds two in bytes, so that a broker within Receive Maximum overfills it."""
+    edge = connect(
+        broker,
+        "edge-1",
+        subscriptions=[Subscription("t/+")],
+        receive_maximum=8,
+        queue_bound=8,
+        queue_bound_bytes=2_500,
+        largest_packet_bytes=2_000,
+        **PERSISTENT,
+    )
+    worker = connect(broker, "worker-1")
+    sent = {bytes([number]) * 1_000 for number in range(4)}
+    for payload in sent:
+        worker.publish(Publication("t/1", payload)).wait(WAIT_SECONDS)
+    wait_until(lambda: edge.dropped_total > 0 and edge.epoch > 1)
+    received: set[bytes] = set()
+    while received < sent:
+        delivery = receive(edge)
+        edge.acknowledge(delivery)
+        received.add(delivery.payload)
+    assert received == sent
+
+
+def test_deliveries_over_the_announced_size_do_not_come(
+    broker: RunningBroker, connect: Connect
+) -> None:
+    worker = connect(
+        broker, "worker-1", subscriptions=[Subscription("t/+")], largest_packet_bytes=10_000
+    )
+    edge = connect(broker, "edge-1")
+    edge.publish(Publication("t/1", b"x" * 20_000)).wait(WAIT_SECONDS)
+    edge.publish(Publication("t/1", b"small")).wait(WAIT_SECONDS)
+    assert receive(worker).payload == b"small"
+    assert worker.maximum_packet_bytes > 20_000  # what it sends is another matter
+
+
+def test_a_queue_that_holds_no_packet_is_refused() -> None:
+    with pytest.raises(BrokerSettingsError, match="queue_bound_bytes 1000"):
+        Session(BrokerSettings(), "edge-1", queue_bound_bytes=1_000)
+
+
+def test_a_session_lives_on_when_every_log_line_raises(
+    broker: RunningBroker, connect: Connect, broken_log: None
+) -> None:
+    def fails(_connected: bool) -> None:
+        raise RuntimeError("a fault of the caller")
+
+    worker = connect(
+        broker, "worker-1", subscriptions=[Subscription("t/+")], on_connection_change=fails
+    )
+    edge = connect(broker, "edge-1")
+    broker.kill()
+    wait_until(lambda: not worker.is_connected and not edge.is_connected)
+    broker.restart()
+    assert worker.wait_connected(WAIT_SECONDS)
+    assert edge.wait_connected(WAIT_SECONDS)
+    edge.publish(Publication("t/1", b"heard"))
+    assert receive(worker).payload == b"heard"
 
 
 def test_an_exception_in_a_callback_is_counted_and_the_session_goes_on(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import structlog
 
 from broker.run import run_broker
 from reader.model import Reader
@@ -55,3 +57,15 @@ def make_cloud(tmp_path: Path, tiny_model: Path, mosquitto_program: Path) -> Ite
             return Cloud(tmp_path, broker, model, stack)
 
         yield make
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    """Every log line raises, as with a closed stderr."""
+
+    def fails(*_: object) -> NoReturn:
+        raise BrokenPipeError("nobody reads the log")
+
+    structlog.configure(logger_factory=fails)
+    yield
+    structlog.reset_defaults()

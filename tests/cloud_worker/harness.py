@@ -144,7 +144,7 @@ class WorkerProcess(ElmaProcess):
     """`elma worker run` and its HTTP port."""
 
     def __init__(self, name: str, config: Path, log_file: Path) -> None:
-        self.name = name
+        self.name, self.config = name, config
         super().__init__(["worker", "run", "--config", str(config)], log_file)
         self._health_url = ""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from broker.exchange import Subscription
 from broker.session import Session
+from protocol.key_files import save_pool_keys
 from protocol.messages import (
     Accepted,
     AnswerMessage,
@@ -181,6 +185,106 @@ def test_a_broker_that_was_killed_costs_no_answer(
     edge.publish(sent)  # what an edge does after a renewed connection
     assert isinstance(edge.wait_final(sent), AnswerMessage)
     assert worker.metric("elma_worker_windows_total", layer="16") == len(slow_windows)
+
+
+DYING = """
+import sys
+import broker.session, cloud_worker.receive, cloud_worker.reply, cloud_worker.resume
+from pathlib import Path
+
+def die(*_):
+    raise SystemExit("as if the thread had met the unforeseen")
+
+cloud_worker.{place} = die
+sys.argv = ["elma", "worker", "run", "--config", {config!r}]
+from elma.cli import main
+main()
+"""
+
+
+def test_a_worker_with_a_dead_thread_leaves_the_broker_and_ends_with_1(
+    make_cloud: MakeCloud,
+) -> None:
+    places = {
+        "receive": "receive.Intake._receive",
+        "compute": "resume.Resumer._work",
+        "reply": "reply.Replies._publish_all",
+    }
+    cloud = make_cloud()
+    healthy = cloud.worker("healthy")
+    dying = {part: _start_dying(place, part, healthy.config) for part, place in places.items()}
+    for part, process in dying.items():
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert f"elma: worker {part}: the thread of {part} ended" in told
+    edge = cloud.edge()
+    window = make_window(cloud.reader)
+    for _ in range(4):  # none is handed to the dead
+        answer = edge.wait_final(edge.publish(edge.seal([window])))
+        assert answer.worker == "healthy"
+
+
+def _start_dying(place: str, name: str, like: Path) -> subprocess.Popen[str]:
+    """A worker called `name` whose thread at `place` ends at once."""
+    config = like.with_name(f"{name}.toml")
+    config.write_text(like.read_text().replace('"healthy"', f'"{name}"'))
+    return subprocess.Popen(
+        [sys.executable, "-c", DYING.format(place=place, config=str(config))],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_worker_whose_log_nobody_reads_answers_on(make_cloud: MakeCloud) -> None:
+    cloud = make_cloud()
+    healthy = cloud.worker("healthy")
+    healthy.signal(signal.SIGTERM)
+    assert healthy.wait() == 0
+    config = healthy.config
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elma", "worker", "run", "--config", str(config)],
+        stderr=writing,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        os.close(writing)
+        while b"worker_started" not in os.read(reading, 65_536):
+            pass
+        os.close(reading)
+        edge = cloud.edge()
+        for _ in range(3):
+            sent = edge.seal([make_window(cloud.reader)])
+            wait_until(lambda sent=sent: edge.publish(sent) and sent.final(), "an answer")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait(WAIT_SECONDS)
+
+
+def test_a_worker_learns_a_rotated_pool_key_without_a_restart(make_cloud: MakeCloud) -> None:
+    cloud = make_cloud()
+    worker = cloud.worker("one")
+    edge = cloud.edge()
+    rotated = cloud.pool.rotate("pool-3")
+    save_pool_keys(cloud.folder / "pool-secret.json", rotated, replace=True)
+    sent = edge.publish(edge.seal([make_window(cloud.reader)], pool=rotated.public))
+    assert isinstance(edge.wait_final(sent), AnswerMessage)
+    assert worker.events("pool_keys_read")[0]["pool_keys"] == list(rotated.ids)
+
+
+def test_the_broker_hands_over_no_request_above_the_workers_bound(make_cloud: MakeCloud) -> None:
+    cloud = make_cloud()
+    worker = cloud.worker("one", max_request_bytes=65_536)
+    edge = cloud.edge()
+    edge.publish(edge.seal([make_window(cloud.reader)]), bytes(1_000_000))
+    assert isinstance(
+        edge.wait_final(edge.publish(edge.seal([make_window(cloud.reader)]))), AnswerMessage
+    )
+    assert worker.metric("elma_worker_requests_total", outcome="malformed") == 0
 
 
 def test_a_worker_starts_before_its_broker_and_connects_when_there_is_one(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker.exchange import Delivery, Outcome
+from cloud_worker.dead_letters import LARGEST_SEALED_BYTES
 from cloud_worker.held import Asker
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.receive import Intake
 from cloud_worker.releases import Releases
-from cloud_worker.reply import Replies
+from cloud_worker.reply import DEAD_LETTERS_PER_SECOND, Replies
 from cloud_worker.request_queue import RequestQueue
 from cloud_worker.resume import Resumer
 from cloud_worker.scheduler import BatchLimits
@@ -73,7 +77,7 @@ class Parts:
             releases,
             self.guard,
             self.metrics,
-            pool_keys=self.pool,
+            pool_keys=lambda: self.pool,
             edges=EdgeKeyring({"kitchen": self.keys.public}),
             lease_seconds=LEASE_SECONDS,
             state_bytes_bound=100_000,
@@ -312,6 +316,85 @@ def test_replies_past_their_bound_are_dropped_and_their_deliveries_acknowledged(
     dropped = [one.mid for one in parts.session.acknowledged]
     assert dropped[-1] == 6
     assert len(dropped) in (2, 3)
+
+
+def test_a_large_dead_letter_tells_its_header_and_size_and_carries_no_payload(
+    parts: Parts,
+) -> None:
+    sealed = parts.request("r1")
+    large = replace(sealed, payload=sealed.payload + bytes(LARGEST_SEALED_BYTES))
+    parts.take(large)
+    [letter] = [one for one in parts.session.published if "/dead/" in one.topic]
+    document = json.loads(letter.payload)
+    assert document["bytes"] == len(large.payload)
+    assert document["header"] is None or document["header"]["request"] == "r1"
+    assert document["sealed"] is None
+    assert len(letter.payload) < 1_000
+
+
+def test_dead_letters_and_their_log_lines_are_few_and_their_counts_exact(parts: Parts) -> None:
+    with capture_logs() as lines:
+        for number in range(100):
+            forged = replace(parts.request(f"r{number}"), payload=b"forged")
+            parts.take(forged)
+        parts.clock.now += 1.0
+        parts.take(replace(parts.request("later"), payload=b"forged"))
+    letters = [one.topic for one in parts.session.published if "/dead/" in one.topic]
+    assert len(letters) == DEAD_LETTERS_PER_SECOND + 1
+    assert letters[-1].endswith("/later")
+    assert outcome_count(parts, "malformed") == 101
+    assert len([line for line in lines if line["event"] == "request"]) < 100
+    assert len(parts.session.acknowledged) == 101
+
+
+def test_dead_letters_leave_the_reply_line_to_replies(parts: Parts) -> None:
+    parts.session.in_flight_limit = 0
+    for number in range(6):
+        parts.intake.take(replace(parts.request(f"r{number}"), payload=b"forged"))
+        parts.clock.now += 1.0
+    parts.session.in_flight_limit = 100
+    parts.take(parts.request("good"))
+    assert parts.words("good") == [Accepted(LEASE_SECONDS, "one")]
+    letters = [one for one in parts.session.published if "/dead/" in one.topic]
+    assert 1 <= len(letters) <= 2  # one at the broker's door, one in the line
+
+
+def test_no_thread_dies_when_every_log_line_raises(
+    parts: Parts, broken_log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = [
+        replace(parts.request("forged"), payload=b"forged"),
+        Delivery("elma/v1/no/topic", b"", epoch=1, mid=9),
+        parts.request("good"),
+    ]
+    monkeypatch.setattr(
+        parts.session, "receive", lambda _seconds: deliveries.pop(0) if deliveries else None
+    )
+    monkeypatch.setattr(parts.queue, "past_due", fails_once(parts.queue.past_due))
+    monkeypatch.setattr(parts.session, "publish", fails_once(parts.session.publish))
+    monkeypatch.setattr(parts.intake, "take", fails_once(parts.intake.take))
+    parts.resumer.start()
+    parts.intake.start()
+    wait_until(
+        lambda: any(isinstance(word, AnswerMessage) for word in parts.words("good")), "the answer"
+    )
+    assert parts.intake.is_alive
+    assert parts.resumer.is_alive
+    assert parts.replies.is_alive
+    parts.intake.stop()
+
+
+def fails_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, after a first call that raises."""
+    calls = []
+
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("a fault of ours")
+        return function(*arguments)
+
+    return call
 
 
 def _sealed(parts: Parts) -> tuple[RequestHeader, RequestKey]:

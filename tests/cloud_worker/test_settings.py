@@ -57,6 +57,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("queue_bound = 0", "queue_bound"),
+        ("max_request_bytes = 2_000_000\nincoming_bound_bytes = 2_000_000", "incoming_bound_bytes"),
         ('name = "a/b"', "name"),
         ("[batch]\nenough_windows = 17", "enough_windows"),
         ('priorities = ["normal", "normal"]', "priorities"),

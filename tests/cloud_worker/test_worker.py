@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -60,14 +63,14 @@ class Stage:
         assert isinstance(final, ErrorMessage), final
         return final
 
-    def dead_letter(self, request: str) -> tuple[str, bytes]:
-        """Reason and payload of a request's dead letter."""
+    def dead_letter(self, request: str) -> tuple[str, dict[str, Any]]:
+        """Reason and document of a request's dead letter."""
         while True:
             delivery = self.dead.receive(WAIT_SECONDS)
             assert delivery is not None, f"no dead letter for {request}"
             topic: Any = parse_topic(delivery.topic)
             if topic.request == request:
-                return topic.reason, delivery.payload
+                return topic.reason, json.loads(delivery.payload)
 
     def assert_serves_on(self) -> None:
         """Nothing else was disturbed: the next request is answered."""
@@ -272,7 +275,12 @@ def test_what_proves_nothing_is_set_aside_and_never_answered(
 ) -> None:
     sent, payload = forge(stage)
     stage.edge.publish(sent, payload)
-    assert stage.dead_letter(sent.header.request) == (reason, payload if passes_bytes_on else b"")
+    sealed = base64.b64encode(payload).decode() if passes_bytes_on else None
+    told_reason, document = stage.dead_letter(sent.header.request)
+    assert (told_reason, document["sealed"]) == (reason, sealed)
+    assert document["bytes"] == len(payload)
+    assert document["sha256"] == hashlib.sha256(payload).hexdigest()
+    assert (document["header"] is not None) == passes_bytes_on
     stage.assert_serves_on()
     assert sent.words == []
     assert "secret lighthouse" not in stage.worker.log
@@ -313,7 +321,14 @@ def test_health_and_metrics_tell_what_happened(stage: Stage) -> None:
     text = stage.worker.get("/metrics").text
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
     assert all(name.startswith("elma_worker_") for name in names)
-    for ending in ("queue_requests", "queue_seconds", "busy", "expired", "duplicates"):
+    for ending in (
+        "queue_requests",
+        "deliveries_dropped",
+        "queue_seconds",
+        "busy",
+        "expired",
+        "duplicates",
+    ):
         assert any(ending in name for name in names), ending
 
 

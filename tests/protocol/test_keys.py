@@ -15,6 +15,7 @@ from protocol.errors import KeyFileError, MalformedMessage, SealingError, Unknow
 from protocol.key_files import (
     MAX_FILE_BYTES,
     EdgeFolder,
+    PoolKeyFile,
     describe_key_file,
     load_edge_keys,
     load_edge_public,
@@ -60,6 +61,45 @@ def test_a_secret_that_others_may_read_is_refused_with_the_fix(tmp_path: Path, m
         load_edge_keys(path)
     path.chmod(0o600)
     assert load_edge_keys(path)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o620, 0o602])
+def test_a_public_key_that_others_may_change_is_refused_with_the_fix(
+    tmp_path: Path, mode: int
+) -> None:
+    edge, path = EdgeKeys.make("kitchen"), tmp_path / "public.json"
+    save_pool_public(path, PoolKeys.make("pool-1").public)
+    file = save_edge_public(tmp_path / "edges", "kitchen", edge.public)
+    folder = EdgeFolder(tmp_path / "edges")
+    assert folder.public_key("kitchen") == edge.public
+    path.chmod(mode)
+    file.chmod(mode)
+    with pytest.raises(KeyFileError, match=f"chmod go-w {path}"):
+        load_pool_public(path)
+    with pytest.raises(KeyFileError, match=f"chmod go-w {file}"):
+        folder.public_key("kitchen")
+    path.chmod(0o644)
+    file.chmod(0o644)
+    assert load_pool_public(path)
+    assert folder.public_key("kitchen") == edge.public
+
+
+def test_a_rotation_of_the_pool_keys_is_read_without_a_restart(tmp_path: Path) -> None:
+    path, first = tmp_path / "pool.json", PoolKeys.make("pool-1")
+    save_pool_keys(path, first)
+    file = PoolKeyFile(path)
+    assert file.keys() is file.keys()
+    second = first.rotate("pool-2")
+    save_pool_keys(path, second, replace=True)
+    assert file.keys() == second
+    path.write_text("half a file")
+    assert file.keys() == second
+    assert file.failure is not None
+    path.unlink()
+    assert file.keys() == second
+    save_pool_keys(path, second.rotate("pool-3"))
+    assert file.keys().current_id == "pool-3"
+    assert file.failure is None
 
 
 def test_saving_replaces_no_key_unasked(tmp_path: Path) -> None:
