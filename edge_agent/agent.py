@@ -1,6 +1,7 @@
 """The edge agent itself: it owns the parts, decides what happens to a question, and ends it once.
 
     ask -> outbox (durable) -> inference: the device's layers
+        deadline reached      -> the best of what is read so far, degraded
         every window certain  -> the answer, resolved by the edge
         no cloud configured   -> the device's layers are all layers, so this does not happen
         cloud out of reach    -> inference: the remaining layers, degraded
@@ -8,18 +9,20 @@
 
 Inputs: questions (`ask`), and those an earlier process left in the outbox. Outputs: one `Outcome`
 for each, in the outbox and to whoever waits. Neighbours: `app` above; `outbox`, `inference`,
-`local_reading`, `offload`, `answers`, `ending`, `metrics` below.
+`local_reading`, `offload`, `answers`, `ending`, `housekeeping`, `metrics` below.
 
-Threads: HTTP threads call `ask`; the inference thread runs `_read` and `_finish_here`; the offload
-thread calls `_answered_by_cloud` and `_given_up`. Whoever gets to `ending` first wins: the outbox
-says yes only once for each question.
+Threads: HTTP threads call `ask`; the inference thread runs `_read` and `_finish_here`, piece by
+piece; the offload thread calls `_answered_by_cloud` and `_given_up`; the housekeeping thread queues
+again what could not be looked up. Whoever gets to `ending` first wins: it says yes only once for
+each question.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -30,20 +33,25 @@ import structlog
 from edge_agent.answers import AnswerBoard
 from edge_agent.ending import Ending, describe_fault
 from edge_agent.errors import InvalidQuestion, NotAccepting, OutboxError, UnknownRequest
-from edge_agent.inference import InferenceThread
+from edge_agent.housekeeping import Housekeeping
+from edge_agent.inference import InferenceThread, Job
 from edge_agent.lease import Reason
 from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.offload import CloudAnswer, Offloader
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.questions import Failure, FinalAnswer, OffloadRecord, Outcome, Question
+from edge_agent.quiet_log import write_line
 from edge_agent.settings import EdgeSettings
 from reader.errors import InputError
 from reader.model import Reader
 from reader.spans import WindowSpans
 
 MAX_GENERATIONS = 3
-"""Restarts after which a question is given up: it may be what kills the process."""
+"""Restarts that died while they read a question, after which it is given up: it may be the cause.
+
+The reading of every question that came to such an end less often goes first.
+"""
 
 _log = structlog.get_logger(__name__)
 
@@ -99,15 +107,25 @@ class EdgeAgent:
             )
         )
         self._is_stopping = threading.Event()
-        self._housekeeping = threading.Thread(
-            target=self._keep_house, name="elma-housekeeping", daemon=True
+        self._missed: deque[tuple[str, float, bool]] = deque()
+        self._housekeeping = Housekeeping(
+            self.outbox,
+            self._ending,
+            self._read_missed,
+            retention_seconds=settings.retention_seconds,
+            clock=clock,
         )
         self._watch_gauges()
+
+    @property
+    def pending_count(self) -> int:
+        """Accepted questions that have not come to their end."""
+        return max(self.outbox.pending_count - self._ending.unstored_count, 0)
 
     def start(self) -> None:
         """Begin to work, first on what an earlier process left; returns at once."""
         self._inference.start()
-        self._inference.read_again(self.local.warm_up)
+        self._inference.read_again(self._warm_up(), 0.0)
         if self._offloader is not None:
             self._offloader.start()
         self._take_up_pending()
@@ -121,18 +139,21 @@ class EdgeAgent:
         """Stop; the questions in hand get `shutdown_seconds`, the rest wait in the outbox."""
         self.begin_stop()
         give_up_at = time.monotonic() + self.settings.shutdown_seconds
-        while self.outbox.pending_count and time.monotonic() < give_up_at:
+        while self.pending_count and time.monotonic() < give_up_at:
             time.sleep(0.02)
         if self._offloader is not None:
             self._offloader.stop()
         is_idle = self._inference.stop(timeout_seconds=self.settings.shutdown_seconds)
-        left = self.outbox.pending_count
+        self._housekeeping.stop()
+        self._leave_outbox(is_idle)
+        left = self.pending_count
         self._board.abandon(
             NotAccepting("the agent was stopped; the question is kept and answered after a restart")
         )
         if is_idle:
             self.outbox.close()
-        _log.info("edge_stopped", pending=left)
+        unstored = self._ending.unstored_count
+        write_line(_log.info, "edge_stopped", pending=left, unstored=unstored)
 
     def ask(self, question: Question) -> Future[Outcome]:
         """Accept a question, durably, and return the future of its outcome.
@@ -142,13 +163,13 @@ class EdgeAgent:
         if self._is_stopping.is_set():
             raise NotAccepting("the agent is stopping; ask again when it is back")
         try:
-            if self.outbox.find(question.request_id) is None:
+            if self._ending.find(question.request_id) is None:
                 self._accept_new(question)
             else:
                 self.outbox.accept(question)  # raises when the content is another one
             return self.await_outcome(question.request_id)
         except OutboxError as error:
-            _log.error("question_not_stored", request_id=question.request_id)
+            write_line(_log.error, "question_not_stored", request_id=question.request_id)
             raise NotAccepting(
                 f"request {question.request_id} could not be stored, so it was not accepted; "
                 "the agent's log says why"
@@ -158,7 +179,7 @@ class EdgeAgent:
         """The future of a stored question. Raises UnknownRequest."""
         # The future first, then the look: an outcome in between is seen by one of the two.
         future = self._board.expect(request_id)
-        entry = self.outbox.find(request_id)
+        entry = self._ending.find(request_id)
         if entry is None:
             self._board.forget(request_id)
             raise UnknownRequest(f"request {request_id}: not accepted here, or past its retention")
@@ -173,7 +194,7 @@ class EdgeAgent:
 
         Raises UnknownRequest.
         """
-        entry = self.outbox.find(request_id)
+        entry = self._ending.find(request_id)
         if entry is None:
             raise UnknownRequest(f"request {request_id}: not accepted here, or past its retention")
         return entry, self._board.provisional(request_id)
@@ -181,8 +202,11 @@ class EdgeAgent:
     def health(self) -> dict[str, Any]:
         """The state of the agent, for `GET /healthz`."""
         cloud = None if self._offloader is None else self._offloader.health()
+        problems = self._problems()
+        status = "failing" if problems else "ok"
         return {
-            "status": "stopping" if self._is_stopping.is_set() else "ok",
+            "status": "stopping" if self._is_stopping.is_set() else status,
+            "problems": problems,
             "name": self.settings.name,
             "model": {"name": self.reader.name, "digest": self.reader.digest},
             "layers": self.reader.config.layers,
@@ -191,7 +215,8 @@ class EdgeAgent:
             "queues": {
                 "waiting": self._inference.waiting_count,
                 "in_flight": 0 if self._offloader is None else self._offloader.in_flight_count,
-                "pending": self.outbox.pending_count,
+                "pending": self.pending_count,
+                "unstored": self._ending.unstored_count,
             },
         }
 
@@ -207,46 +232,76 @@ class EdgeAgent:
             self._inference.release()
             raise
         if is_new:
-            self._inference.read(functools.partial(self._read, question.request_id))
+            answer_by = self._moment(question.deadline)
+            self._inference.read(self._read(question.request_id, answer_by), answer_by)
         else:  # the same id came in twice at once
             self._inference.release()
 
     def _take_up_pending(self) -> None:
-        for request_id, generation in self.outbox.take_up_pending():
-            if generation > MAX_GENERATIONS:
-                question = self.outbox.pending_question(request_id)
-                if question is not None:
-                    self._fail(question, f"given up after {MAX_GENERATIONS} restarts of the agent")
-                continue
-            self._inference.read_again(functools.partial(self._read, request_id))
+        """What an earlier process left: nobody waits at the socket any more, so it may take longer.
 
-    def _read(self, request_id: str) -> None:
+        Each further interrupted reading puts a question behind the others.
+        """
+        longest_seconds = self.settings.max_deadline_seconds
+        for request_id, generation, deadline in self.outbox.pending():
+            answer_by = self._moment(deadline)
+            if generation or answer_by <= time.monotonic():
+                answer_by = time.monotonic() + (1 + generation) * longest_seconds
+            job = self._read(request_id, answer_by, is_taken_over=True)
+            self._inference.read_again(job, answer_by)
+
+    def _read_missed(self) -> None:
+        """Housekeeping: queue again what the outbox could not give when its turn came."""
+        for _ in range(len(self._missed)):
+            request_id, answer_by, is_taken_over = self._missed.popleft()
+            job = self._read(request_id, answer_by, is_taken_over=is_taken_over)
+            self._inference.read_again(job, answer_by)
+
+    def _read(self, request_id: str, answer_by: float, *, is_taken_over: bool = False) -> Job:
         """Inference thread: the device's layers, and what follows from them."""
-        question = self.outbox.pending_question(request_id)
+        try:
+            question = self._look_up(request_id, is_taken_over)
+        except OutboxError as error:
+            self._missed.append((request_id, answer_by, is_taken_over))
+            write_line(_log.error, "question_not_read", request_id=request_id, error=str(error))
+            return
         if question is None:
             return
-        begin = time.perf_counter()
         try:
-            reading = self.local.read(question)
-            if reading.is_settled:
+            reading = yield from self.local.read_in_steps(question, answer_by)
+            if not reading.is_complete:
+                self._conclude_locally(
+                    reading, reading.provisional, degraded=True, reason=Reason.DEADLINE
+                )
+            elif reading.is_settled:
                 self._conclude_locally(reading, reading.resolved, degraded=False)
             elif self._offloader is not None:
-                self._hand_over(self._offloader, reading)
+                yield from self._hand_over(self._offloader, reading)
         except Exception as error:
             self._fail(question, describe_fault(error))
-        finally:
-            self._inference.note_duration(time.perf_counter() - begin)
 
-    def _hand_over(self, offloader: Offloader, reading: Reading) -> None:
+    def _look_up(self, request_id: str, is_taken_over: bool) -> Question | None:
+        """The question whose reading begins now; None when it has ended. Raises OutboxError."""
+        question = self.outbox.pending_question(request_id)
+        if question is None or not is_taken_over:
+            return question
+        if question.generation >= MAX_GENERATIONS:
+            self._fail(question, f"given up: {MAX_GENERATIONS} restarts ended while it was read")
+            return None
+        self.outbox.count_begun(request_id)
+        return self.outbox.pending_question(request_id)
+
+    def _hand_over(self, offloader: Offloader, reading: Reading) -> Job:
         """Inference thread: to the cloud, or, where that is hopeless, on with the next layers."""
         reason = offloader.refusal(reading)
         if reason is None:
             self._board.note_provisional(
                 self._answer(reading, reading.provisional, degraded=True, record=OffloadRecord())
             )
+            self._count(self.outbox.count_ended, reading.question)
             reason = offloader.submit(reading)
         if reason is not None:
-            self._finish_here(reading, reason, OffloadRecord())
+            yield from self._finish_here(reading, reason, OffloadRecord())
 
     def _answered_by_cloud(
         self, reading: Reading, answer: CloudAnswer, record: OffloadRecord
@@ -263,22 +318,32 @@ class EdgeAgent:
                 bytes_sent=record.bytes_sent,
             )
         except Exception as error:
-            _log.error("cloud_answer_unusable", error=describe_fault(error))
             self._given_up(reading, Reason.REFUSED, record)
+            write_line(_log.error, "cloud_answer_unusable", error=describe_fault(error))
             return
         self._ending.conclude(reading.question, final, record=record, windows=len(reading.windows))
 
     def _given_up(self, reading: Reading, reason: Reason, record: OffloadRecord) -> None:
         """Offload thread: the cloud did not answer; the remaining layers run here."""
         seconds = self.local.finishing_seconds(reading)
-        self._inference.finish(lambda: self._finish_here(reading, reason, record), seconds)
+        job = self._finish_here(reading, reason, record, is_begun_again=True)
+        self._inference.finish(job, reading.answer_by, seconds)
 
-    def _finish_here(self, reading: Reading, reason: Reason, record: OffloadRecord) -> None:
+    def _finish_here(
+        self,
+        reading: Reading,
+        reason: Reason,
+        record: OffloadRecord,
+        *,
+        is_begun_again: bool = False,
+    ) -> Job:
         """Inference thread: the remaining layers; the provisional answer if even that fails."""
         try:
-            results = self.local.finish(reading)
+            if is_begun_again:
+                self._count(self.outbox.count_begun, reading.question)
+            results = yield from self.local.finish_in_steps(reading, reading.answer_by)
         except Exception as error:
-            _log.error("local_finish_failed", error=describe_fault(error))
+            write_line(_log.error, "local_finish_failed", error=describe_fault(error))
             results = reading.provisional
         self._conclude_locally(reading, results, degraded=True, reason=reason, record=record)
 
@@ -321,18 +386,44 @@ class EdgeAgent:
     def _fail(self, question: Question, reason: str) -> None:
         self._ending.conclude(question, Failure(question.request_id, reason))
 
-    def _keep_house(self) -> None:
-        """Delete what is past its retention, until the agent stops."""
-        interval_seconds = min(max(self.settings.retention_seconds / 4, 0.1), 60.0)
-        while not self._is_stopping.wait(interval_seconds):
-            try:
-                self.outbox.purge(self._clock() - self.settings.retention_seconds)
-            except OutboxError as error:
-                _log.error("outbox_not_purged", error=str(error))
+    def _count(self, count: Callable[[str], None], question: Question) -> None:
+        """Keep the generation of a question of an earlier process, where the disk allows it."""
+        if question.generation:
+            with contextlib.suppress(OutboxError):
+                count(question.request_id)
+
+    def _warm_up(self) -> Job:
+        self.local.warm_up()
+        yield from ()
+
+    def _moment(self, deadline: float) -> float:
+        """A deadline in unix seconds on the monotonic clock, which nobody sets back."""
+        return time.monotonic() + (deadline - self._clock())
+
+    def _problems(self) -> list[str]:
+        """What keeps the agent from answering, in words for `GET /healthz`."""
+        problems = []
+        if not self._inference.is_alive:
+            problems.append("the inference thread has ended; restart the agent")
+        if self._offloader is not None and not self._offloader.is_alive:
+            problems.append("a thread to the cloud has ended; restart the agent")
+        if self.outbox.fault is not None:
+            problems.append(str(self.outbox.fault))
+        return problems
+
+    def _leave_outbox(self, is_idle: bool) -> None:
+        """At a stop: store what can be stored; what waits now is innocent of any crash."""
+        try:
+            self._ending.store_again()
+            if is_idle:
+                self.outbox.forget_generations()
+            self.outbox.checkpoint()
+        except OutboxError as error:
+            write_line(_log.error, "outbox_not_left_clean", error=str(error))
 
     def _watch_gauges(self) -> None:
         metrics = self.metrics
-        metrics.outbox_pending.set_function(lambda: self.outbox.pending_count)
+        metrics.outbox_pending.set_function(lambda: self.pending_count)
         metrics.waiting.set_function(lambda: self._inference.waiting_count)
         offloader = self._offloader
         if offloader is not None:

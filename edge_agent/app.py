@@ -6,8 +6,9 @@
 
 Inputs: HTTP requests, an `EdgeAgent`. Output: an ASGI application. Neighbours: `service` serves it,
 `http_messages` describes the bodies, `documentation` draws /docs. Bodies are read piece by piece
-against a bound and a deadline; every refusal is JSON with a stable `error` code and a `reason` that
-never quotes the question.
+against a bound and a deadline, and only `max_posts` questions wait at once; health and metrics have
+no such bound, so that they can be looked at when it is reached. Every refusal is JSON with a stable
+`error` code and a `reason` that never quotes the question.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import structlog
 from fastapi import FastAPI, Request
@@ -46,6 +48,7 @@ from edge_agent.http_messages import (
     read_question,
 )
 from edge_agent.questions import FinalAnswer, Outcome, Question
+from edge_agent.quiet_log import write_line
 
 _log = structlog.get_logger(__name__)
 
@@ -82,6 +85,7 @@ def create_app(agent: EdgeAgent, *, clock: Callable[[], float] = time.time) -> A
 
 def _add_question_routes(app: FastAPI, agent: EdgeAgent, clock: Callable[[], float]) -> None:
     settings = agent.settings
+    posts = _Posts(settings.http.max_posts)
 
     @app.post(
         "/v1/answer",
@@ -93,10 +97,12 @@ def _add_question_routes(app: FastAPI, agent: EdgeAgent, clock: Callable[[], flo
     )
     async def answer(request: Request) -> Response:
         created = clock()
-        body = await _read_body(request, settings.http.max_body_bytes, settings.http.body_seconds)
-        question = read_question(body, settings, created=created)
-        future = await run_in_threadpool(agent.ask, question)
-        return await _wait_for_answer(agent, question, future, clock)
+        http = settings.http
+        with posts.one_more():
+            body = await _read_body(request, http.max_body_bytes, http.body_seconds)
+            question = read_question(body, settings, created=created)
+            future = await run_in_threadpool(agent.ask, question)
+            return await _wait_for_answer(agent, question, future, clock)
 
     @app.get(
         "/v1/answers/{request_id}",
@@ -117,8 +123,10 @@ def _add_service_routes(app: FastAPI, agent: EdgeAgent) -> None:
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_model=None)
     async def metrics() -> Response:
-        text = await run_in_threadpool(agent.metrics.as_text)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        # Not in the pool, where it would wait behind all questions.
+        return Response(
+            agent.metrics.as_text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -149,11 +157,12 @@ async def _wait_for_answer(
 ) -> Response:
     """The outcome as it comes; a word that it is still pending some time after the deadline."""
     wait_seconds = question.deadline - clock() + agent.settings.answer_grace_seconds
+    wrapped = asyncio.wrap_future(future)
+    # Looked at even if nobody waits any more: asyncio complains of an error that nobody saw.
+    wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         # Shielded: one who stops waiting must not cancel the answer of another.
-        outcome = await asyncio.wait_for(
-            asyncio.shield(asyncio.wrap_future(future)), max(wait_seconds, 0.0)
-        )
+        outcome = await asyncio.wait_for(asyncio.shield(wrapped), max(wait_seconds, 0.0))
     except TimeoutError:
         return _pending_response(agent, question.request_id)
     return _outcome_response(outcome)
@@ -190,7 +199,7 @@ def _refusal(agent: EdgeAgent, error: EdgeError) -> Response:
     if not isinstance(error, QuestionRefused):
         return _error_response(500, "internal", "the agent failed; its log says why")
     agent.metrics.refused.labels(error.code).inc()
-    _log.info("question_refused", code=error.code)
+    write_line(_log.info, "question_refused", code=error.code)
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
@@ -207,6 +216,28 @@ def _error_response(
     return JSONResponse({"error": code, "reason": reason}, status, headers)
 
 
+class _Posts:
+    """Counts the questions on open connections; used on the event loop only."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound, self._count = bound, 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """A place for one of them. Raises QueueFull."""
+        if self._count >= self._bound:
+            raise QueueFull(
+                f"{self._count} questions wait for an answer, which is the bound "
+                "`http.max_posts`; ask again later",
+                retry_after_seconds=1,
+            )
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
 class _Guard:
     """Keeps the traceback of what nobody foresaw out of the server's log.
 
@@ -221,4 +252,4 @@ class _Guard:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            _log.error("http_failed", error=describe_fault(error))
+            write_line(_log.error, "http_failed", error=describe_fault(error))

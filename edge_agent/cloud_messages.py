@@ -93,13 +93,11 @@ class RequestSealer:
     def seal(self, question: Question, body: ResumeRequest) -> SealedRequest:
         """Seal a question's windows under its wire id. Raises ProtocolError.
 
-        The wire id is the request id, so that one id is found in every log. An agent that was
-        restarted has lost states and key, and other bytes under the same id would be refused:
-        from the second generation on the id gets a random end.
+        The wire id is the request id with a random end: it is found in every log, and yet a worker
+        never takes the request for an earlier one of the same id (of an agent that was restarted,
+        or lost its outbox), whose bytes were other ones.
         """
-        wire_id = question.request_id
-        if question.generation:
-            wire_id = f"{wire_id[:51]}-{secrets.token_hex(6)}"
+        wire_id = f"{question.request_id[:51]}-{secrets.token_hex(6)}"
         header = RequestHeader(
             version=WIRE_VERSION,
             pool_key_id=self.pool_public.key_id,

@@ -1,12 +1,18 @@
-"""The one end of a question: stored, counted, logged, handed out, and never a second time.
+"""The one end of a question: stored, counted, handed out, logged, and never a second time.
 
 Input: a question and its outcome, from whichever thread got there. Outputs: the outbox's entry, the
-metrics, one log line, the future of whoever waits. Neighbours: `agent` calls it; the outbox decides
-who was first.
+future of whoever waits, the metrics, one log line. Neighbours: `agent` calls it and asks it first
+what became of a question; the outbox decides who was first.
+
+An outcome that cannot be stored (a full disk) is kept here and is the outcome all the same: it is
+what everybody gets who asks, and `store_again` tries until the outbox takes it. There are never
+more of them than pending questions, because without a disk nothing new is accepted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +23,9 @@ from edge_agent.answers import AnswerBoard
 from edge_agent.errors import OutboxError
 from edge_agent.lease import Reason
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.outbox import Outbox
+from edge_agent.outbox import Entry, Outbox
 from edge_agent.questions import FinalAnswer, OffloadRecord, Outcome, Question
+from edge_agent.quiet_log import write_line
 
 _log = structlog.get_logger(__name__)
 
@@ -30,6 +37,13 @@ class Ending:
         self, outbox: Outbox, board: AnswerBoard, metrics: EdgeMetrics, clock: Callable[[], float]
     ) -> None:
         self._outbox, self._board, self._metrics, self._clock = outbox, board, metrics, clock
+        self._lock = threading.Lock()
+        self._unstored: dict[str, tuple[Outcome, float]] = {}
+
+    @property
+    def unstored_count(self) -> int:
+        """Outcomes that wait for the outbox to take them."""
+        return len(self._unstored)
 
     def conclude(
         self,
@@ -45,19 +59,49 @@ class Ending:
         `record` tells how its way to the cloud went, `reason` why the device finished it alone.
         """
         now = self._clock()
-        try:
-            if not self._outbox.conclude(question.request_id, outcome, now):
-                self._metrics.ignored.labels("late").inc()
-                return
-        except OutboxError as error:
-            # Whoever waits still gets it; after a restart the question is answered once more.
-            _log.error("outcome_not_stored", request_id=question.request_id, error=str(error))
+        is_first = self._store(question.request_id, outcome, now)
         seconds = max(now - question.created, 0.0)
-        if reason is not None:
-            self._metrics.degraded.labels(reason.value).inc()
-        self._metrics.count_outcome(outcome, seconds)
-        self._write_line(question, outcome, record or OffloadRecord(), windows, reason, seconds)
+        with contextlib.suppress(Exception):  # counts in memory: whoever has the answer sees them
+            if not is_first:
+                self._metrics.ignored.labels("late").inc()
+            else:
+                self._metrics.count_outcome(outcome, seconds)
+                if reason is not None:
+                    self._metrics.degraded.labels(reason.value).inc()
+        if not is_first:
+            return
+        # Whoever waits comes before the log, which may be slow or broken.
         self._board.settle(outcome)
+        with contextlib.suppress(Exception):
+            self._write_line(question, outcome, record or OffloadRecord(), windows, reason, seconds)
+
+    def find(self, request_id: str) -> Entry | None:
+        """What is known of an id, stored or not. Raises OutboxError."""
+        # First here, then there: on its way to the outbox an outcome is in both for a moment.
+        unstored = self._unstored.get(request_id)
+        if unstored is not None:
+            return Entry(request_id, unstored[0])
+        return self._outbox.find(request_id)
+
+    def store_again(self) -> None:
+        """Try to store what could not be stored. Raises OutboxError; what is left stays here."""
+        with self._lock:
+            for request_id, (outcome, concluded) in list(self._unstored.items()):
+                self._outbox.conclude(request_id, outcome, concluded)
+                del self._unstored[request_id]
+
+    def _store(self, request_id: str, outcome: Outcome, now: float) -> bool:
+        """Whether this is the first outcome of the question; from then on it is the only one."""
+        with self._lock:
+            if request_id in self._unstored:
+                return False
+            try:
+                return self._outbox.conclude(request_id, outcome, now)
+            except OutboxError as error:
+                self._unstored[request_id] = (outcome, now)
+                fault = str(error)
+        write_line(_log.error, "outcome_not_stored", request_id=request_id, error=fault)
+        return True
 
     def _write_line(
         self,

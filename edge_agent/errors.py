@@ -4,6 +4,7 @@ EdgeError
 ├── SettingsError             a setting is wrong, or settings contradict each other
 ├── ListenError               the HTTP address cannot be used
 ├── OutboxError               the outbox cannot be opened, read or written
+│   ├── OutboxDamaged         its pages are broken
 │   └── OutboxInUse           another process holds it
 ├── UnknownRequest            nothing is stored under this id                      HTTP 404
 └── QuestionRefused           a question was not accepted (each knows its HTTP status)
@@ -32,6 +33,10 @@ class ListenError(EdgeError):
 
 class OutboxError(EdgeError):
     """The outbox cannot be opened, read or written."""
+
+
+class OutboxDamaged(OutboxError):
+    """The file's content is broken; it has to be moved away."""
 
 
 class OutboxInUse(OutboxError):

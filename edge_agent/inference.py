@@ -1,44 +1,68 @@
 """The one thread in which the reader runs, with a bounded queue in front of it.
 
-Inputs: jobs (functions without arguments) from the HTTP side, the offload loop and the restart.
-Output: they are run one at a time. Neighbours: `agent` submits and owns the jobs' content.
+Inputs: jobs (iterators that do one small piece of work for each `next`) from the HTTP side, the
+offload loop and the restart. Output: their pieces are run one at a time. Neighbours: `agent`
+submits and owns the jobs' content.
 
-Jobs that finish a question after the cloud failed it go first: their askers have waited longest.
-New questions need a place, which is reserved before anything is stored, so a full queue refuses a
-question while that still costs nothing. A question that waits for the cloud has no place here: any
-number of those may be under way while the thread reads the next one.
+Before every piece the job with the nearest deadline is chosen, among those that have begun and
+those that wait. A question with a long passage is therefore set aside as soon as one comes that has
+less time, and goes on after it. New questions need a place, which is reserved before anything is
+stored, so a full queue refuses a question while that still costs nothing. A question that waits
+for the cloud has no place here: any number of those may be under way while the thread reads.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import threading
-from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import structlog
 
 from edge_agent.errors import QueueFull
+from edge_agent.quiet_log import write_line
 
-_Item = TypeVar("_Item")
-Job = Callable[[], None]
+Job = Iterator[None]
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(order=True)
+class _Task:
+    """A job in the queue; the earliest deadline goes first, then whoever came first."""
+
+    answer_by: float
+    number: int
+    job: Job = field(compare=False)
+    estimated_seconds: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+
+
 class InferenceThread:
-    """Runs jobs one after another; `start` and `stop` may each be called once."""
+    """Runs jobs piece by piece; `start` and `stop` may each be called once.
+
+    `answer_by` of a job is a time in seconds of the caller's monotonic clock.
+    """
 
     def __init__(self, *, queue_bound: int) -> None:
         self._queue_bound = queue_bound
         self._condition = threading.Condition()
-        self._new: deque[Job] = deque()
-        self._finishing: deque[tuple[Job, float]] = deque()
+        self._tasks: list[_Task] = []
+        self._numbers = itertools.count()
+        self._finishing_seconds = 0.0
         self._reserved = 0
         self._is_stopping = False
         self._seconds_a_question = 0.1
         self._thread = threading.Thread(target=self._run, name="elma-inference", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     @property
     def waiting_count(self) -> int:
@@ -47,16 +71,15 @@ class InferenceThread:
 
     @property
     def finishing_seconds(self) -> float:
-        """How long the jobs of `finish` that are queued now will take, estimated."""
-        with self._condition:
-            return sum(seconds for _, seconds in self._finishing)
+        """How long the jobs of `finish` that are not done yet take together, estimated."""
+        return self._finishing_seconds
 
     def start(self) -> None:
         """Begin to run jobs."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> bool:
-        """End after the job in hand; queued jobs are dropped. False when it takes longer."""
+        """End after the piece in hand; queued jobs are dropped. False when it takes longer."""
         with self._condition:
             self._is_stopping = True
             self._condition.notify_all()
@@ -81,48 +104,65 @@ class InferenceThread:
         with self._condition:
             self._reserved -= 1
 
-    def read(self, job: Job) -> None:
+    def read(self, job: Job, answer_by: float) -> None:
         """Queue the reading of a new question, whose place is freed when it begins."""
 
-        def begin() -> None:
+        def begin() -> Job:
             self.release()
-            job()
+            yield from job
 
-        self._append(self._new, begin)
+        self._put(begin(), answer_by)
 
-    def read_again(self, job: Job) -> None:
-        """Queue the reading of a question that an earlier process accepted: it needs no place."""
-        self._append(self._new, job)
+    def read_again(self, job: Job, answer_by: float) -> None:
+        """Queue the reading of a question that has no place, or needs none any more."""
+        self._put(job, answer_by)
 
-    def finish(self, job: Job, seconds: float) -> None:
-        """Queue the finishing of a question ahead of all new ones; `seconds` is an estimate."""
-        self._append(self._finishing, (job, seconds))
+    def finish(self, job: Job, answer_by: float, seconds: float) -> None:
+        """Queue the finishing of a question; `seconds` is an estimate of what it takes."""
+        self._put(job, answer_by, seconds)
 
-    def note_duration(self, seconds: float) -> None:
-        """How long a question took; smoothed, it becomes the Retry-After of a full queue."""
-        self._seconds_a_question += 0.1 * (seconds - self._seconds_a_question)
-
-    def _append(self, queue: deque[_Item], item: _Item) -> None:
+    def _put(self, job: Job, answer_by: float, estimated_seconds: float = 0.0) -> None:
         with self._condition:
-            queue.append(item)
+            task = _Task(answer_by, next(self._numbers), job, estimated_seconds)
+            self._finishing_seconds += estimated_seconds
+            heapq.heappush(self._tasks, task)
             self._condition.notify()
 
     def _run(self) -> None:
-        while (job := self._next_job()) is not None:
-            try:
-                job()
-            except Exception as error:
-                # A job handles its own errors; this keeps the thread alive if it does not. The
-                # message stays out of the log: it could quote a question.
-                _log.error("inference_job_failed", error_type=type(error).__name__)
+        while (task := self._next_task()) is not None:
+            begin = time.perf_counter()
+            has_more = self._run_piece(task)
+            task.seconds += time.perf_counter() - begin
+            with self._condition:
+                if has_more:
+                    heapq.heappush(self._tasks, task)
+                else:
+                    self._note_done(task)
 
-    def _next_job(self) -> Job | None:
+    def _run_piece(self, task: _Task) -> bool:
+        try:
+            next(task.job)
+        except StopIteration:
+            return False
+        except Exception as error:
+            # A job handles its own errors; this keeps the thread alive if it does not. The
+            # message stays out of the log: it could quote a question.
+            write_line(_log.error, "inference_job_failed", error_type=type(error).__name__)
+            return False
+        return True
+
+    def _note_done(self, task: _Task) -> None:
+        """With the lock held: the backlog shrinks, or the Retry-After of a full queue adapts."""
+        if task.estimated_seconds:
+            self._finishing_seconds = max(self._finishing_seconds - task.estimated_seconds, 0.0)
+        else:
+            self._seconds_a_question += 0.1 * (task.seconds - self._seconds_a_question)
+
+    def _next_task(self) -> _Task | None:
         with self._condition:
             while not self._is_stopping:
-                if self._finishing:
-                    return self._finishing.popleft()[0]
-                if self._new:
-                    return self._new.popleft()
-                # Woken by every append and by stop; the time limit is only a safety net.
+                if self._tasks:
+                    return heapq.heappop(self._tasks)
+                # Woken by every job and by stop; the time limit is only a safety net.
                 self._condition.wait(timeout=1.0)
         return None

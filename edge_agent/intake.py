@@ -13,13 +13,17 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
+
 from broker.exchange import Delivery
 from edge_agent.cloud_messages import CloudSession
+from edge_agent.quiet_log import write_line
 
 DELIVERIES_BOUND = 256
 CHANGES_BOUND = 64
 RECEIVE_SECONDS = 1.0
 
+_log = structlog.get_logger(__name__)
 _Submission = TypeVar("_Submission")
 
 
@@ -43,6 +47,11 @@ class Intake(Generic[_Submission]):
         self._deliveries: deque[Delivery] = deque()
         self._is_stopping = False
         self._receiver = threading.Thread(target=self._receive, name="elma-receive", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the receiver runs."""
+        return self._receiver.is_alive()
 
     def start(self) -> None:
         """Begin to receive."""
@@ -85,11 +94,23 @@ class Intake(Generic[_Submission]):
 
     def _receive(self) -> None:
         while not self._is_stopping:
-            delivery = self._session.receive(RECEIVE_SECONDS)
-            if delivery is None:
+            try:
+                delivery = self._session.receive(RECEIVE_SECONDS)
+            except Exception as error:
+                # The session handles its own errors; this keeps the thread alive if it does not.
+                write_line(_log.error, "receive_failed", error_type=type(error).__name__)
+                self._pause()
                 continue
-            with self._happened:
-                while len(self._deliveries) >= DELIVERIES_BOUND and not self._is_stopping:
-                    self._happened.wait(RECEIVE_SECONDS)
-                self._deliveries.append(delivery)
-                self._happened.notify_all()
+            if delivery is not None:
+                self._keep(delivery)
+
+    def _keep(self, delivery: Delivery) -> None:
+        with self._happened:
+            while len(self._deliveries) >= DELIVERIES_BOUND and not self._is_stopping:
+                self._happened.wait(RECEIVE_SECONDS)
+            self._deliveries.append(delivery)
+            self._happened.notify_all()
+
+    def _pause(self) -> None:
+        with self._happened:
+            self._happened.wait_for(lambda: self._is_stopping, RECEIVE_SECONDS)

@@ -59,9 +59,11 @@ class LeaseRules:
 
     `accept_seconds`: how long a published request may stay without a word from any worker.
     `max_attempts`: publications that came to nothing (silence, a lease run out) before giving up;
-    `busy` and a renewed connection are no failures. `cloud_wait_seconds`: how long a request waits
-    while the broker, or every worker, is away; counted from when it went away.
-    `resend_pause_seconds`: between two attempts. `full_session_pause_seconds`: while the session
+    `busy`, a worker of another release and a renewed connection are no failures.
+    `cloud_wait_seconds`: how long a request waits while the broker, or every worker, is away;
+    counted from when it went away.
+    `resend_pause_seconds`: between two attempts; `longest_pause_seconds`: what it grows to while
+    only workers of another release get the request. `full_session_pause_seconds`: while the session
     has as many publications under way as the broker allows. `longest_lease_seconds`: what a
     worker may promise at most.
     """
@@ -70,6 +72,7 @@ class LeaseRules:
     max_attempts: int = 4
     cloud_wait_seconds: float = 2.0
     resend_pause_seconds: float = 0.25
+    longest_pause_seconds: float = 2.0
     full_session_pause_seconds: float = 0.02
     longest_lease_seconds: float = 60.0
 
@@ -99,6 +102,10 @@ class Lease:
         self._random = random
         self._phase = _Phase.WAITING
         self._until = 0.0  # WAITING: not before; SENT, HELD: not after
+        self._holder: str | None = None
+        self._unsuited: set[str] = set()
+        self._refusals = 0
+        self._first_sent = 0.0
         self.finish_by = deadline - finishing_seconds
         self.publications = 0
         self.failures = 0
@@ -110,16 +117,24 @@ class Lease:
         """
         finish_by = self.finish_by - backlog_seconds
         if self._phase is not _Phase.WAITING and now >= self._until:
+            if self._phase is _Phase.SENT:
+                cloud.heard_nothing()
             self._fail(now)
         if now >= finish_by:
             return Step(Action.FINISH, now, Reason.DEADLINE)
         if self.failures >= self._rules.max_attempts:
             return Step(Action.FINISH, now, Reason.ATTEMPTS)
+        if self._refusals >= self._rules.max_attempts and cloud.knows_only(self._unsuited):
+            return Step(Action.FINISH, now, Reason.REFUSED)
         if (since := cloud.broker_away_since) is not None:
             return self._patience(now, since, finish_by, Reason.BROKER_AWAY)
         if self._phase is not _Phase.WAITING:
             return Step(Action.WAIT, min(self._until, finish_by))
-        if (since := cloud.workers_away_since) is not None:
+        if (since := cloud.workers_away_since) is not None and (
+            cloud.is_absence_certain or self.publications
+        ):
+            if not cloud.is_absence_certain:
+                since = max(since, self._first_sent)
             step = self._patience(now, since, finish_by, Reason.NO_WORKER)
             if step.action is Action.FINISH and not cloud.take_probe(now):
                 return step
@@ -129,6 +144,8 @@ class Lease:
 
     def published(self, now: float) -> None:
         """The request went out; a word from a worker is due within `accept_seconds`."""
+        if not self.publications:
+            self._first_sent = now
         self.publications += 1
         self._phase, self._until = _Phase.SENT, now + self._rules.accept_seconds
 
@@ -136,8 +153,9 @@ class Lease:
         """The session could not take the request just now (full, or just disconnected)."""
         self._wait_until(now + self._spread(self._rules.full_session_pause_seconds))
 
-    def accepted(self, now: float, lease_seconds: float) -> None:
+    def accepted(self, now: float, lease_seconds: float, worker: str) -> None:
         """A worker took the request and promised an answer within its lease."""
+        self._holder = worker
         lease_seconds = min(max(lease_seconds, 0.0), self._rules.longest_lease_seconds)
         self._phase, self._until = _Phase.HELD, now + lease_seconds
 
@@ -152,8 +170,25 @@ class Lease:
         if self._phase is not _Phase.HELD:
             self._wait_until(now + self._spread(2 * self._rules.resend_pause_seconds))
 
-    def refused_by_one(self, now: float) -> None:
-        """A worker cannot serve the request though another one might."""
+    def is_held_by_another(self, worker: str) -> bool:
+        """Whether a worker other than this one has promised an answer."""
+        return self._phase is _Phase.HELD and self._holder != worker
+
+    def unsuited(self, now: float, worker: str) -> None:
+        """A worker is of another release: no failure, as another one may be the right one.
+
+        The pause doubles with every refusal. Only when as many refusals as attempts are allowed
+        came from all the workers that are known, there is no use in asking on.
+        """
+        if self.is_held_by_another(worker):
+            return
+        self._unsuited.add(worker)
+        pause = self._rules.resend_pause_seconds * 2 ** min(self._refusals, 10)
+        self._refusals += 1
+        self._wait_until(now + self._spread(min(pause, self._rules.longest_pause_seconds)))
+
+    def failed_at_one(self, now: float) -> None:
+        """An attempt came to nothing, though the next one may succeed."""
         self._fail(now)
 
     def connection_renewed(self, now: float) -> None:

@@ -5,14 +5,18 @@ to a worker, and the `FinalAnswer` of a reading with its results. Neighbours: `r
 mathematics, `agent` decides what happens next. Everything here runs on the inference thread, but
 for `provisional` and `answer`, which only look at numbers.
 
-A long passage makes many windows; they are walked a few at a time, so that memory stays bounded.
+A long passage makes many windows; they are walked a few at a time, so that memory stays bounded and
+other questions get their turn in between. Windows are independent of each other, so this changes no
+result.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edge_agent.questions import FinalAnswer, Question, RankedAnswer, ResolvedBy
 from protocol.messages import MAX_SPANS, RequestWindow, ResumeRequest
@@ -24,14 +28,26 @@ from reader.windows import Window
 
 WINDOWS_PER_BATCH = 8
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class Reading:
-    """A question after the device's layers: one walk for each batch of its windows."""
+    """A question after the device's layers: one walk for each batch of its windows.
+
+    `answer_by` is its deadline in seconds of the monotonic clock. Past it, reading stops early, and
+    the last batches have no walk.
+    """
 
     question: Question
     windows: tuple[Window, ...]
     walks: tuple[Walk, ...]
+    answer_by: float = math.inf
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every window was read."""
+        return len(self.walks) == math.ceil(len(self.windows) / WINDOWS_PER_BATCH)
 
     @property
     def is_settled(self) -> bool:
@@ -55,7 +71,7 @@ class Reading:
 
     @property
     def provisional(self) -> dict[int, WindowSpans]:
-        """The device's best so far for every window."""
+        """The device's best so far for every window that was read."""
         rest = {index: spans for part in self.walks for index, spans in part.provisional.items()}
         return self.resolved | rest
 
@@ -67,10 +83,18 @@ class Reading:
 class LocalReading:
     """Reads questions with `reader`, stopping at `edge_layers`; not for two threads at once."""
 
-    def __init__(self, reader: Reader, *, edge_layers: int, codec: str) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        edge_layers: int,
+        codec: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.reader = reader
         self.edge_layers = edge_layers
         self.codec = codec
+        self._clock = clock
         self._seconds_a_token_layer = 2e-5
 
     @property
@@ -86,28 +110,59 @@ class LocalReading:
 
     def read(self, question: Question) -> Reading:
         """Run the device's layers; windows that exit stop. Raises `reader.errors.InputError`."""
+        return _run_to_end(self.read_in_steps(question))
+
+    def read_in_steps(
+        self, question: Question, answer_by: float = math.inf
+    ) -> Generator[None, None, Reading]:
+        """The same, with a pause after every batch; ends early when the next would be too late.
+
+        The first batch is always read. Raises `reader.errors.InputError`.
+        """
         windows = self.reader.split(question.question, question.passage)
-        begin = time.perf_counter()
-        walks = tuple(
-            walk(self.reader, batch, last_layer=self.edge_layers) for batch in _batches(windows)
-        )
-        reading = Reading(question, tuple(windows), walks)
-        if not reading.resolved:
-            # Only when every window ran every layer is the time a fair measure of a layer's price.
-            tokens = sum(len(window) for window in windows)
-            self._note_pace(time.perf_counter() - begin, tokens * self.edge_layers)
-        return reading
+        walks: list[Walk] = []
+        seconds = 0.0
+        for batch in _batches(windows):
+            if walks:
+                yield
+                if self._clock() + seconds > answer_by:
+                    break
+            begin = time.perf_counter()
+            part = walk(self.reader, batch, last_layer=self.edge_layers)
+            seconds = time.perf_counter() - begin
+            walks.append(part)
+            if not part.resolved:
+                # Only when every window ran every layer is the time a fair measure of its price.
+                tokens = sum(len(window) for window in batch)
+                self._note_pace(seconds, tokens * self.edge_layers)
+        return Reading(question, tuple(windows), tuple(walks), answer_by)
 
     def finish(self, reading: Reading) -> dict[int, WindowSpans]:
         """Run the remaining layers here; early exits still count."""
-        results: dict[int, WindowSpans] = {}
-        begin = time.perf_counter()
-        for part in reading.walks:
-            results |= finish(self.reader, part)
+        return _run_to_end(self.finish_in_steps(reading, math.inf))
+
+    def finish_in_steps(
+        self, reading: Reading, answer_by: float
+    ) -> Generator[None, None, dict[int, WindowSpans]]:
+        """The same, with a pause after every batch; past `answer_by` the best so far has to do.
+
+        The first batch is always finished.
+        """
+        results = reading.provisional
         layers = self.reader.config.layers - self.edge_layers
-        if layers and reading.unresolved:
-            self._note_pace(time.perf_counter() - begin, reading.unresolved_tokens * layers)
-        return reading.resolved | results
+        seconds = 0.0
+        for number, part in enumerate(part for part in reading.walks if part.unresolved_indexes):
+            if number:
+                yield
+                if self._clock() + seconds > answer_by:
+                    break
+            begin = time.perf_counter()
+            results |= finish(self.reader, part)
+            seconds = time.perf_counter() - begin
+            tokens = sum(len(reading.windows[index]) for index in part.unresolved_indexes)
+            if layers:
+                self._note_pace(seconds, tokens * layers)
+        return results
 
     def finishing_seconds(self, reading: Reading) -> float:
         """How long `finish` will take at most, from the pace so far, with half as much again."""
@@ -136,11 +191,12 @@ class LocalReading:
         latency_seconds: float,
         bytes_sent: int,
     ) -> FinalAnswer:
-        """The final answer from one result for every window."""
+        """The final answer from one result for every window that was read."""
         question = reading.question
+        read = [window for window in reading.windows if window.index in results]
         chosen = choose_answers(
-            reading.windows,
-            [results[window.index] for window in reading.windows],
+            read,
+            [results[window.index] for window in read],
             question.passage,
             self.reader.settings,
             top_k=question.top_k,
@@ -187,3 +243,12 @@ class LocalReading:
 def _batches(windows: list[Window]) -> Iterator[list[Window]]:
     for first in range(0, len(windows), WINDOWS_PER_BATCH):
         yield windows[first : first + WINDOWS_PER_BATCH]
+
+
+def _run_to_end(steps: Generator[None, None, _Result]) -> _Result:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result

@@ -15,12 +15,15 @@ What a person at the device may expect: an answer within their deadline, as good
   happened: the same bytes go out again, to whichever worker gets them.
 - When only the time that the remaining layers need is left before the deadline, or after
   `max_attempts`, the device finishes by itself and takes the request back (cancel).
+- A worker of another release is no failure: the request goes out again, with growing pauses, until
+  one gets it that is made for it, or the deadline comes.
 - After a renewed connection everything under way is sent again: a broker that was killed has lost
   what it had acknowledged, and a worker answers a repeated request from its memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import threading
@@ -48,13 +51,16 @@ from edge_agent.lease import Action, Lease, Reason
 from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.questions import OffloadRecord
+from edge_agent.quiet_log import write_line
 from edge_agent.settings import OffloadSettings
 from protocol.errors import ProtocolError
 from protocol.messages import MAX_WINDOWS, Accepted, AnswerMessage, Busy, ErrorMessage
 from reader.spans import WindowSpans
 
-RETRYABLE_ERRORS = frozenset({"unknown_release", "unknown_codec", "internal"})
-"""What one worker cannot do though another one might: tried again until the attempts are used."""
+UNSUITED_ERRORS = frozenset({"unknown_release", "unknown_codec"})
+"""What one worker is not made for though another one is: asked again until one of those gets it."""
+RETRYABLE_ERRORS = UNSUITED_ERRORS | {"internal"}
+"""What the next attempt may bring: an `internal` one counts as an attempt."""
 _LONGEST_WAIT_SECONDS = 1.0
 _RECEIPT_SECONDS = 0.02
 """How often an outstanding acknowledgement is looked at; it is due within milliseconds."""
@@ -134,6 +140,11 @@ class Offloader:
         return self._in_flight
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its threads run."""
+        return self._driver.is_alive() and self._intake.is_alive
+
+    @property
     def is_connected(self) -> bool:
         """Whether the session is up."""
         return bool(self._session.is_connected)
@@ -191,7 +202,12 @@ class Offloader:
         try:
             sealed = self._sealer.seal(question, self._local.request(reading))
         except ProtocolError as error:
-            _log.error("request_not_sealed", request_id=question.request_id, error=str(error))
+            write_line(
+                _log.error,
+                "request_not_sealed",
+                request_id=question.request_id,
+                error=str(error),
+            )
             return Reason.REFUSED
         if len(sealed.payload) > self._settings.max_request_bytes:
             return Reason.TOO_MANY_BYTES
@@ -212,14 +228,16 @@ class Offloader:
                 self._guarded(self._take_over, request)
             for delivery in taken.deliveries:
                 self._guarded(self._deliver, delivery)
-            wait_seconds = self._step_all()
+            wait_seconds = _LONGEST_WAIT_SECONDS
+            with contextlib.suppress(Exception):  # each request is guarded by itself already
+                wait_seconds = self._step_all()
 
     def _guarded(self, handle: Callable[[_Item], None], item: _Item) -> bool:
         """Handle one item; a fault that nobody foresaw must not take the other items with it."""
         try:
             handle(item)
         except Exception as error:
-            _log.error("offload_step_failed", error=describe_fault(error))
+            write_line(_log.error, "offload_step_failed", error=describe_fault(error))
             return False
         return True
 
@@ -299,7 +317,7 @@ class Offloader:
             self._cloud.nobody_listened(now)
             request.lease.nobody_listens(now)
         elif outcome is Outcome.REFUSED:
-            request.lease.refused_by_one(now)
+            request.lease.failed_at_one(now)
 
     def _deliver(self, delivery: Delivery) -> None:
         """One message from the broker; acknowledged when its effect is safe."""
@@ -312,7 +330,7 @@ class Offloader:
                 self._take_word(delivery)
         except ProtocolError as error:
             self._metrics.ignored.labels("malformed").inc()
-            _log.warning("message_ignored", error_type=type(error).__name__)
+            write_line(_log.warning, "message_ignored", error_type=type(error).__name__)
         finally:
             self._session.acknowledge(delivery)
 
@@ -323,10 +341,10 @@ class Offloader:
             return
         body = self._sealer.open(delivery.payload, request.sealed)
         now = self._clock()
-        self._cloud.worker_spoke()
+        self._cloud.worker_spoke(now)
         request.worker = body.worker
         if isinstance(body, Accepted):
-            request.lease.accepted(now, body.lease_seconds)
+            request.lease.accepted(now, body.lease_seconds, body.worker)
         elif isinstance(body, Busy):
             request.lease.busy(now, body.retry_after_seconds)
         elif isinstance(body, ErrorMessage):
@@ -337,11 +355,15 @@ class Offloader:
     def _take_error(self, request: _Request, body: ErrorMessage, now: float) -> None:
         known = body.code if body.code in RETRYABLE_ERRORS else "final"
         self._metrics.worker_errors.labels(known).inc()
-        _log.warning("worker_error", request_id=request.sealed.wire_id, code=body.code)
-        if body.code in RETRYABLE_ERRORS:
-            request.lease.refused_by_one(now)
+        if body.code in UNSUITED_ERRORS:
+            request.lease.unsuited(now, body.worker)
+        elif request.lease.is_held_by_another(body.worker):
+            pass  # one that has it works on it; what this one lacks is of no matter
+        elif body.code in RETRYABLE_ERRORS:
+            request.lease.failed_at_one(now)
         else:
             self._give_up(request, Reason.REFUSED)
+        write_line(_log.warning, "worker_error", request_id=request.sealed.wire_id, code=body.code)
 
     def _take_answer(self, request: _Request, body: AnswerMessage, now: float) -> None:
         results = check_answer(body, request.reading, self._local.reader.config.layers)
@@ -353,9 +375,9 @@ class Offloader:
 
     def _give_up(self, request: _Request, reason: Reason) -> None:
         self._forget(request)
+        self._on_give_up(request.reading, reason, request.record)
         if request.lease.publications:
             self._sealer.cancel(self._session, request.sealed)
-        self._on_give_up(request.reading, reason, request.record)
 
     def _forget(self, request: _Request) -> None:
         del self._requests[request.sealed.wire_id]

@@ -1,15 +1,18 @@
 """The outbox: every accepted question until its retention ends, in one SQLite file.
 
 Inputs: questions as they are accepted, outcomes as they are reached. Outputs: what is pending after
-a restart, what became of an id. Neighbours: `agent` is its only user.
+a restart, what became of an id. Neighbours: `agent` and `ending` use it, `outbox_file` opens the
+file and knows its format.
 
 What it promises:
 
 - `accept` returns only after the question is synced to the disk, so a question that was accepted
   survives `kill -9` and a power cut.
 - `conclude` says yes exactly once for each question, so there is exactly one final answer.
-- The text of question and passage is erased in the same transaction that stores the outcome
-  (`secure_delete` overwrites it), the outcome itself `retention_seconds` later.
+- The text of question and passage leaves the table in the same transaction that stores the outcome
+  (`secure_delete` overwrites it there). Its copy in SQLite's write-ahead log stays until the next
+  `checkpoint`, which the agent calls within about a second. The outcome itself is erased
+  `retention_seconds` later.
 - The file is readable by its owner only, and belongs to one process at a time.
 
 Hidden states are not stored: a restarted agent reads the question again, which costs a few layers
@@ -18,7 +21,6 @@ and spares the flash memory a hundred kilobytes for every question.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -26,26 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.errors import ConflictingQuestion, OutboxError, OutboxInUse
+from edge_agent.errors import ConflictingQuestion, OutboxDamaged, OutboxError
+from edge_agent.outbox_file import SCHEMA_VERSION, open_outbox_file, translated
 from edge_agent.questions import Outcome, Question, decode_outcome, encode_outcome
-
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE questions (
-    request_id       TEXT PRIMARY KEY,
-    fingerprint      BLOB NOT NULL,
-    question         TEXT,              -- NULL once concluded
-    passage          TEXT,              -- NULL once concluded
-    top_k            INTEGER NOT NULL,
-    deadline_seconds REAL NOT NULL,
-    created          REAL NOT NULL,     -- unix seconds
-    generation       INTEGER NOT NULL,  -- restarts that found it pending
-    outcome          TEXT,              -- JSON; NULL while pending
-    concluded        REAL               -- unix seconds; NULL while pending
-) STRICT;
-CREATE INDEX pending ON questions (created) WHERE concluded IS NULL;
-CREATE INDEX concluded ON questions (concluded) WHERE concluded IS NOT NULL;
-"""
 
 
 @dataclass(frozen=True)
@@ -65,13 +50,24 @@ class Outbox:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._connection = _open(path)
+        self._connection = open_outbox_file(path)
+        self._fault: OutboxError | None = None
+        self._has_old_pages = True  # of an earlier process, perhaps
+        self._pending = 0
         self._pending = self._count_pending()
 
     @property
     def pending_count(self) -> int:
         """How many accepted questions have no final answer yet."""
         return self._pending
+
+    @property
+    def fault(self) -> OutboxError | None:
+        """Why the file could not be used last time; None again once something was written.
+
+        A damaged file stays at fault: what it still takes may be lost with it.
+        """
+        return self._fault
 
     def accept(self, question: Question) -> bool:
         """Store a question; True when it is new, False when the same one is already stored.
@@ -115,6 +111,7 @@ class Outbox:
             )
             is_first = cursor.rowcount == 1
             self._pending -= is_first
+            self._has_old_pages |= is_first
         return is_first
 
     def find(self, request_id: str) -> Entry | None:
@@ -137,30 +134,58 @@ class Outbox:
             ).fetchone()
         return None if row is None else Question(*row)
 
-    def take_up_pending(self) -> list[tuple[str, int]]:
-        """At a start: (request id, generation) of all that an earlier process left, oldest first.
+    def pending(self) -> list[tuple[str, int, float]]:
+        """At a start: (request id, generation, deadline in unix seconds) of all that is pending.
 
-        Each one's generation is raised by one, so that a question which kills the process every
-        time can be told from one that was merely interrupted.
+        Those whose reading was interrupted least often come first, then the oldest, so that a
+        question that kills the process is read after all that do not.
         """
         with self._transaction() as cursor:
-            cursor.execute(
-                "UPDATE questions SET generation = generation + 1 WHERE concluded IS NULL"
-            )
             rows = cursor.execute(
-                "SELECT request_id, generation FROM questions WHERE concluded IS NULL "
-                "ORDER BY created"
+                "SELECT request_id, generation, created + deadline_seconds FROM questions "
+                "WHERE concluded IS NULL ORDER BY generation, created"
             ).fetchall()
-        return [(str(request_id), int(generation)) for request_id, generation in rows]
+        return [(str(row[0]), int(row[1]), float(row[2])) for row in rows]
+
+    def count_begun(self, request_id: str) -> None:
+        """Raise a pending question's generation, on the disk on return: its reading begins.
+
+        For questions of an earlier process only. A question that kills the process every time can
+        so be told from one that merely waited while that happened.
+        """
+        self._add_to_generation(request_id, 1)
+
+    def count_ended(self, request_id: str) -> None:
+        """Take back one `count_begun`: the reading ended, though the question is still pending."""
+        self._add_to_generation(request_id, -1)
+
+    def forget_generations(self) -> None:
+        """At a clean stop: no pending question had anything to do with an end of the process."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE questions SET generation = 0 WHERE concluded IS NULL AND generation > 0"
+            )
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the table's pages and empty it, if texts are left there."""
+        if self._has_old_pages:
+            with self._lock, self._watched():
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._has_old_pages = False
+
+    def try_writing(self) -> None:
+        """Write something that changes nothing, to see whether the disk takes it again."""
+        with self._transaction() as cursor:
+            cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._note_written()
 
     def purge(self, concluded_before: float) -> int:
         """Delete what was concluded before this unix time and empty the log file; how many."""
         with self._transaction() as cursor:
             cursor.execute("DELETE FROM questions WHERE concluded < ?", (concluded_before,))
             deleted = cursor.rowcount
-        with self._lock, _translated(self.path):
-            # Old pages live on in the write-ahead log until it is truncated.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._has_old_pages |= deleted > 0
+        self.checkpoint()
         return deleted
 
     def close(self) -> None:
@@ -170,10 +195,11 @@ class Outbox:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        with self._lock, _translated(self.path):
+        with self._lock, self._watched():
             cursor = self._connection.cursor()
+            changes_before = self._connection.total_changes
             cursor.execute("BEGIN IMMEDIATE")
-            pending_before = self._pending if hasattr(self, "_pending") else 0
+            pending_before = self._pending
             try:
                 yield cursor
                 cursor.execute("COMMIT")
@@ -182,6 +208,31 @@ class Outbox:
                 if self._connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 raise
+            if self._connection.total_changes > changes_before:
+                self._note_written()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Translate SQLite's errors and remember them."""
+        try:
+            with translated(self.path):
+                yield
+        except OutboxError as error:
+            if not isinstance(self._fault, OutboxDamaged):
+                self._fault = error
+            raise
+
+    def _note_written(self) -> None:
+        if not isinstance(self._fault, OutboxDamaged):
+            self._fault = None
+
+    def _add_to_generation(self, request_id: str, number: int) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE questions SET generation = max(generation + ?, 0) "
+                "WHERE request_id = ? AND concluded IS NULL",
+                (number, request_id),
+            )
 
     def _count_pending(self) -> int:
         with self._transaction() as cursor:
@@ -189,61 +240,3 @@ class Outbox:
                 "SELECT count(*) FROM questions WHERE concluded IS NULL"
             ).fetchone()
         return int(row[0])
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Open or create the file, for its owner only, with the lock of this process on it."""
-    try:
-        if path.exists():
-            # By name: closing a second descriptor would drop SQLite's lock on the file.
-            path.chmod(0o600)
-        else:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError as error:
-        raise OutboxError(
-            f"outbox {path} cannot be opened ({error.strerror}); "
-            "set `outbox` to a file in a folder that the agent may write"
-        ) from error
-    with _translated(path):
-        connection = sqlite3.connect(
-            path, timeout=0.5, isolation_level=None, check_same_thread=False
-        )
-        try:
-            # EXCLUSIVE: SQLite itself keeps a second agent out, and lets go when we are killed.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                connection.executescript(
-                    f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-                )
-            elif version != _SCHEMA_VERSION:
-                raise OutboxError(
-                    f"outbox {path} has format {version}, this agent writes {_SCHEMA_VERSION}; "
-                    "move the file away or run the version that wrote it"
-                )
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours, once."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise OutboxInUse(
-                f"outbox {path} belongs to another running agent; stop it or set another `outbox`"
-            ) from error
-        raise OutboxError(
-            f"outbox {path} cannot be used ({error}); check the disk and its free space"
-        ) from error
-    except sqlite3.Error as error:
-        raise OutboxError(
-            f"outbox {path} is damaged or closed ({error}); move it away to start a new one"
-        ) from error

@@ -22,6 +22,7 @@ from edge_agent.cloud_messages import RequestSealer, presence
 from edge_agent.errors import ListenError, SettingsError
 from edge_agent.offload import Offloader
 from edge_agent.settings import EdgeSettings
+from edge_agent.slow_clients import PatientProtocol
 from protocol.key_files import load_edge_keys, load_pool_public
 from protocol.topics import answer_subscription, presence_subscription
 from reader.model import Reader
@@ -74,7 +75,7 @@ class EdgeServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                limit_concurrency=settings.http.max_connections,
+                http=PatientProtocol,
                 # The agent gives up its waiting questions first, so that they get a clear answer.
                 timeout_graceful_shutdown=int(settings.shutdown_seconds) + 5,
             )

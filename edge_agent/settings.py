@@ -43,13 +43,16 @@ class _Table(BaseModel):
 
 
 class HttpSettings(_Table):
-    """The local HTTP interface. It has no login: keep it on the device's own address."""
+    """The local HTTP interface. It has no login: keep it on the device's own address.
+
+    `max_posts` bounds the questions that wait for their answer on an open connection.
+    """
 
     host: str = DEFAULT_HOST
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
     max_body_bytes: Annotated[int, Field(ge=1_024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     body_seconds: Seconds = 10.0
-    max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
+    max_posts: Annotated[int, Field(ge=1, le=10_000)] = 512
 
 
 class OffloadSettings(_Table):

@@ -50,7 +50,10 @@ def answers(worker: FakeWorker, request: OpenedRequest, reply_topic: str) -> Non
 
 @dataclass
 class FakeWorker:
-    """Takes requests until stopped; `requests` holds every wire id that arrived, repeats too."""
+    """Takes requests until stopped; `requests` holds the id of each that arrived, repeats too.
+
+    The ids are those of the askers: without the random end that the edge gives them on the wire.
+    """
 
     broker: BrokerSettings
     reader: Reader
@@ -133,11 +136,11 @@ class FakeWorker:
     def _take(self, delivery: Delivery) -> None:
         topic = parse_topic(delivery.topic)
         if isinstance(topic, CancelTopic):
-            self.cancelled.append(topic.request)
+            self.cancelled.append(topic.request.rpartition("-")[0])
             return
         assert isinstance(topic, RequestTopic)
         assert delivery.response_topic is not None
-        self.requests.append(topic.request)
+        self.requests.append(topic.request.rpartition("-")[0])
         self.payloads.append(delivery.payload)
         directory = EdgeKeyring({self.edge.edge: self.edge.public})
         try:

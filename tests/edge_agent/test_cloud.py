@@ -14,6 +14,9 @@ import pytest
 
 from broker.run import RunningBroker, run_broker
 from broker.settings import BrokerSettings
+from edge_agent.cloud_messages import RequestSealer
+from edge_agent.local_reading import LocalReading
+from edge_agent.questions import Question
 from protocol.messages import Accepted, Busy, ErrorMessage
 from protocol.sealing import OpenedRequest
 from reader.exits import ExitSettings
@@ -308,6 +311,35 @@ def test_a_worker_that_refuses_makes_the_device_finish_by_itself(
         answer = edge.ask()
         assert (answer["resolved_by"], answer["degraded"]) == ("edge", True)
         assert len(worker.requests) == attempts
+
+
+def test_a_pool_of_two_releases_degrades_no_answer(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    def other_release(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        worker.say(request, topic, ErrorMessage("unknown_release", "", worker.name))
+
+    with (
+        worker_at(mosquitto, reader, keys, other_release, name="old") as old,
+        worker_at(mosquitto, reader, keys, name="new"),
+        ThreadPoolExecutor(12) as pool,
+    ):
+        edge = cloud_edge(start_edge, mosquitto, offload={"max_attempts": 1})
+        asked = [pool.submit(edge.ask) for _ in range(12)]
+        assert {future.result()["resolved_by"] for future in asked} == {"cloud"}
+        assert old.requests
+
+
+def test_the_wire_id_is_another_one_each_time_the_same_id_is_asked(
+    keys: Keys, reader: Reader
+) -> None:
+    sealer = RequestSealer(keys.edge, keys.pool.public, reader.digest)
+    local = LocalReading(reader, edge_layers=2, codec="fp32")
+    question = Question("x" * 64, QUESTION, PASSAGE, 1, 10.0, 1_000.0)
+    body = local.request(local.read(question))
+    ids = {sealer.seal(question, body).wire_id for _ in range(3)}
+    assert len(ids) == 3
+    assert all(len(wire_id) <= 64 and wire_id.startswith("x" * 51) for wire_id in ids)
 
 
 def test_a_request_over_the_bound_is_finished_on_the_device(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from reader.spans import choose_answers
 from reader.walk import walk
 from tests.edge_agent.conftest import LAYERS, PASSAGE, QUESTION, StartEdge, wait_until
 
+Steps = Generator[None, None, Reading]
 FIELDS = {
     "request_id",
     "answer",
@@ -44,15 +46,15 @@ class Gate:
         self.entered = threading.Event()
 
     def install(self, agent: EdgeAgent) -> None:
-        read: Callable[[Question], Reading] = agent.local.read
+        read = agent.local.read_in_steps
 
-        def gated(question: Question) -> Reading:
+        def gated(question: Question, answer_by: float = math.inf) -> Steps:
             if question.request_id != "warm-up":
                 self.entered.set()
                 assert self.opened.wait(60.0)
-            return read(question)
+            return (yield from read(question, answer_by))
 
-        agent.local.read = gated  # type: ignore[method-assign]
+        agent.local.read_in_steps = gated  # type: ignore[method-assign]
 
 
 def test_without_a_broker_the_device_gives_the_answer_of_full_depth(
@@ -302,14 +304,14 @@ def test_one_who_waited_past_the_deadline_is_told_that_it_is_pending(start_edge:
 
 def test_a_fault_in_the_reader_fails_that_question_only(start_edge: StartEdge) -> None:
     def break_one(agent: EdgeAgent) -> None:
-        read = agent.local.read
+        read = agent.local.read_in_steps
 
-        def faulty(question: Question) -> Reading:
+        def faulty(question: Question, answer_by: float = math.inf) -> Steps:
             if question.request_id == "poison":
                 raise ValueError(question.passage)
-            return read(question)
+            return (yield from read(question, answer_by))
 
-        agent.local.read = faulty  # type: ignore[method-assign]
+        agent.local.read_in_steps = faulty  # type: ignore[method-assign]
 
     edge = start_edge(before_start=break_one)
     response = edge.post({"question": QUESTION, "context": PASSAGE, "request_id": "poison"})

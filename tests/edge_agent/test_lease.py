@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.cloud_view import CloudView
+from edge_agent.cloud_view import SPOKE_RECENTLY_SECONDS, CloudView
 from edge_agent.lease import Action, Lease, LeaseRules, Reason, Step
 
 RULES = LeaseRules(
@@ -48,7 +48,7 @@ def test_an_accepted_request_waits_for_its_lease_and_is_sent_again_after_it(
 ) -> None:
     lease = make_lease()
     send(lease, 0.0, cloud)
-    lease.accepted(0.1, lease_seconds=5.0)
+    lease.accepted(0.1, lease_seconds=5.0, worker="one")
     assert lease.next(5.0, cloud) == Step(Action.WAIT, 5.1)
     assert lease.next(5.1, cloud).action is Action.WAIT
     send(lease, 5.3, cloud)
@@ -58,14 +58,14 @@ def test_an_acceptance_that_comes_after_a_resend_still_counts(cloud: CloudView) 
     lease = make_lease()
     send(lease, 0.0, cloud)
     lease.next(1.0, cloud)
-    lease.accepted(1.1, lease_seconds=4.0)
+    lease.accepted(1.1, lease_seconds=4.0, worker="one")
     assert lease.next(1.2, cloud) == Step(Action.WAIT, 5.1)
 
 
 def test_a_lease_is_never_longer_than_the_rules_allow(cloud: CloudView) -> None:
     lease = make_lease(deadline=1_000.0)
     send(lease, 0.0, cloud)
-    lease.accepted(0.0, lease_seconds=86_400.0)
+    lease.accepted(0.0, lease_seconds=86_400.0, worker="one")
     assert lease.next(0.0, cloud) == Step(Action.WAIT, RULES.longest_lease_seconds)
 
 
@@ -83,7 +83,7 @@ def test_busy_postpones_and_is_no_failed_attempt(cloud: CloudView) -> None:
 def test_busy_of_another_worker_does_not_end_a_lease(cloud: CloudView) -> None:
     lease = make_lease()
     send(lease, 0.0, cloud)
-    lease.accepted(0.1, lease_seconds=5.0)
+    lease.accepted(0.1, lease_seconds=5.0, worker="one")
     lease.busy(0.2, retry_after_seconds=0.1)
     assert lease.next(1.0, cloud) == Step(Action.WAIT, 5.1)
 
@@ -112,7 +112,7 @@ def test_silent_attempts_are_limited(cloud: CloudView) -> None:
 def test_the_device_finishes_while_there_is_time_for_it(cloud: CloudView) -> None:
     lease = make_lease(deadline=4.0, finishing_seconds=1.5)
     send(lease, 0.0, cloud)
-    lease.accepted(0.1, lease_seconds=30.0)
+    lease.accepted(0.1, lease_seconds=30.0, worker="one")
     assert lease.next(2.4, cloud) == Step(Action.WAIT, 2.5)
     assert lease.next(2.5, cloud) == Step(Action.FINISH, 2.5, Reason.DEADLINE)
 
@@ -120,7 +120,7 @@ def test_the_device_finishes_while_there_is_time_for_it(cloud: CloudView) -> Non
 def test_a_device_that_is_busy_finishing_others_begins_earlier(cloud: CloudView) -> None:
     lease = make_lease(deadline=4.0, finishing_seconds=1.5)
     send(lease, 0.0, cloud)
-    lease.accepted(0.1, lease_seconds=30.0)
+    lease.accepted(0.1, lease_seconds=30.0, worker="one")
     assert lease.next(1.0, cloud, backlog_seconds=1.0) == Step(Action.WAIT, 1.5)
     assert lease.next(1.5, cloud, backlog_seconds=1.0).reason is Reason.DEADLINE
 
@@ -128,7 +128,7 @@ def test_a_device_that_is_busy_finishing_others_begins_earlier(cloud: CloudView)
 def test_a_broker_that_just_went_away_is_waited_for(cloud: CloudView) -> None:
     lease = make_lease()
     send(lease, 0.0, cloud)
-    lease.accepted(0.1, lease_seconds=10.0)
+    lease.accepted(0.1, lease_seconds=10.0, worker="one")
     cloud.disconnected(5.0)
     assert lease.next(6.0, cloud) == Step(Action.WAIT, 7.0)
     cloud.connected()
@@ -169,7 +169,7 @@ def test_without_workers_one_request_an_interval_is_tried_all_the_same(cloud: Cl
     assert probe.next(10.0, cloud).action is Action.SEND
     assert other.next(10.0, cloud).reason is Reason.NO_WORKER
     probe.published(10.0)
-    cloud.worker_spoke()
+    cloud.worker_spoke(10.1)
     assert not cloud.is_hopeless(10.1, RULES.cloud_wait_seconds)
 
 
@@ -189,3 +189,67 @@ def test_the_last_worker_that_leaves_takes_the_cloud_with_it(cloud: CloudView) -
     assert cloud.workers_away_since == 2.0
     cloud.worker_presence("one", is_online=True, now=3.0)
     assert cloud.workers_away_since is None
+
+
+def test_a_worker_of_another_release_is_no_failure_and_the_pauses_grow(cloud: CloudView) -> None:
+    lease = make_lease(deadline=60.0)
+    cloud.worker_presence("old", is_online=True, now=0.0)
+    cloud.worker_presence("new", is_online=True, now=0.0)
+    now, pauses = 0.0, []
+    for _ in range(3 * RULES.max_attempts):
+        send(lease, now, cloud)
+        lease.unsuited(now, "old")
+        step = lease.next(now, cloud)
+        assert step.action is Action.WAIT
+        pauses.append(step.again_at - now)
+        now = step.again_at
+    assert lease.failures == 0
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == pytest.approx(RULES.longest_pause_seconds)
+    assert lease.next(59.5, cloud).reason is Reason.DEADLINE
+
+
+def test_when_every_known_worker_is_of_another_release_the_device_finishes(
+    cloud: CloudView,
+) -> None:
+    lease = make_lease(deadline=60.0)
+    cloud.worker_presence("old", is_online=True, now=0.0)
+    now = 0.0
+    for _ in range(RULES.max_attempts):
+        send(lease, now, cloud)
+        lease.unsuited(now, "old")
+        now += 5.0
+    assert lease.next(now, cloud).reason is Reason.REFUSED
+
+
+def test_a_word_against_a_request_counts_only_from_the_worker_that_holds_it(
+    cloud: CloudView,
+) -> None:
+    lease = make_lease()
+    send(lease, 0.0, cloud)
+    lease.accepted(0.1, lease_seconds=5.0, worker="one")
+    lease.unsuited(0.2, "two")
+    assert lease.is_held_by_another("two")
+    assert lease.next(1.0, cloud) == Step(Action.WAIT, 5.1)
+    lease.unsuited(1.0, "one")
+    assert lease.next(1.0, cloud) == Step(Action.WAIT, 1.2)
+
+
+def test_a_worker_that_spoke_a_moment_ago_is_not_believed_to_be_gone(cloud: CloudView) -> None:
+    cloud.worker_presence("one", is_online=True, now=0.0)
+    cloud.worker_spoke(1.0)
+    cloud.worker_presence("one", is_online=False, now=2.0)
+    assert cloud.workers_away_since is None
+    cloud.worker_presence("one", is_online=False, now=1.0 + SPOKE_RECENTLY_SECONDS)
+    assert cloud.workers_away_since == 1.0 + SPOKE_RECENTLY_SECONDS
+
+
+def test_presence_alone_shortens_patience_and_keeps_no_request_back(cloud: CloudView) -> None:
+    cloud.worker_presence("one", is_online=False, now=0.0)
+    assert not cloud.is_hopeless(5.0, RULES.cloud_wait_seconds)
+    lease = make_lease()
+    send(lease, 5.0, cloud)
+    assert lease.next(6.0, cloud).reason is Reason.NO_WORKER  # no word: now it is certain
+    assert cloud.is_hopeless(6.0, RULES.cloud_wait_seconds)
+    cloud.worker_spoke(6.1)
+    assert not cloud.is_hopeless(6.1, RULES.cloud_wait_seconds)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.errors import ConflictingQuestion, OutboxError, OutboxInUse
+from edge_agent.errors import ConflictingQuestion, OutboxDamaged, OutboxError, OutboxInUse
 from edge_agent.outbox import Outbox
 from edge_agent.questions import Failure, FinalAnswer, Question, RankedAnswer
 
@@ -43,8 +43,8 @@ def test_an_accepted_question_is_there_after_the_process_was_killed(path: Path) 
     assert killed.returncode == -signal.SIGKILL
     outbox = Outbox(path)
     assert outbox.pending_count == 1
-    assert outbox.take_up_pending() == [("id-1", 1)]
-    assert outbox.pending_question("id-1") == Question("id-1", "q", "p", 1, 1.0, 5.0, generation=1)
+    assert outbox.pending() == [("id-1", 0, 6.0)]
+    assert outbox.pending_question("id-1") == Question("id-1", "q", "p", 1, 1.0, 5.0)
 
 
 def test_a_question_is_concluded_once_even_by_many_at_the_same_time(path: Path) -> None:
@@ -138,6 +138,38 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(OutboxError, match="format 99"):
         Outbox(newer)
+
+
+def test_what_is_no_outbox_is_refused_as_it_stands(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    link = tmp_path / "link.sqlite3"
+    link.symlink_to(tmp_path / "elsewhere.sqlite3")
+    foreign = {}
+    for version in (0, 1):
+        foreign[version] = tmp_path / f"foreign-{version}.sqlite3"
+        with sqlite3.connect(foreign[version]) as connection:
+            connection.execute("CREATE TABLE other (x)")
+            connection.execute(f"PRAGMA user_version = {version}")
+        foreign[version].chmod(0o664)
+    for path in (folder, link, *foreign.values()):
+        with pytest.raises(OutboxError, match="of its own"):
+            Outbox(path)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert not (tmp_path / "elsewhere.sqlite3").exists()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in foreign.values()} == {0o664}
+
+
+def test_broken_pages_are_found_at_the_start(path: Path) -> None:
+    outbox = Outbox(path)
+    for number in range(40):
+        outbox.accept(replace(ASKED, request_id=f"id-{number}", passage="x" * 2_000))
+    outbox.close()
+    content = path.read_bytes()
+    for start in (4_096, 12_288, len(content) - 4_096):
+        path.write_bytes(content[:start] + os.urandom(4_096) + content[start + 4_096 :])
+        with pytest.raises(OutboxDamaged, match="move it away"):
+            Outbox(path)
 
 
 def contents(path: Path) -> list[bytes]:
