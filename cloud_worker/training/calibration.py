@@ -18,7 +18,8 @@ In this order, each on the calibration questions:
    (`policies.equal_loss_family`), tested in that order until the upper bound on the mean F1 loss
    against full depth passes `max_f1_drop`, or that on answerable questions `max_has_answer_drop`
    (`bounds.last_certified`). With criterion "auto" all of
-   them share the error probability, and the one with the lowest mean exit layer wins.
+   them share the error probability, and the one with the lowest mean exit layer wins. An exit that
+   cannot find answers may never stop a question, however certain it looks (`exits_that_read`).
 
 Which guarantee holds. With `tuning` questions of their own, steps 1 to 3 and the family do not
 depend on the tested questions, and for questions drawn independently from one population, the mean
@@ -60,6 +61,8 @@ AUTO = "auto"
 NEVER_STOP, ALWAYS_STOP = -1.0, 1.0
 TEMPERATURE_RANGE = (0.05, 50.0)
 RELIABILITY_BINS = 15
+# The share of the last exit's HasAns F1 (forced to answer) below which an exit may not stop.
+LEAST_SHARE_OF_LAST_EXIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,25 @@ def fit_score_maps(recording: Recording, settings: ExitSettings) -> ExitSettings
     return replace(settings, score_slopes=tuple(slopes), score_intercepts=tuple(intercepts))
 
 
+def exits_that_read(recording: Recording, settings: ExitSettings) -> list[bool]:
+    """For each exit, whether it may stop a question.
+
+    Forced to answer, an early exit of a network that has not read yet finds next to nothing, and
+    its certainty means that the question looks like others without an answer. Such exits look
+    harmless on the articles that the thresholds were chosen on and fail on others, so an exit
+    counts only if it reaches `LEAST_SHARE_OF_LAST_EXIT` of the last exit's F1 on answerable
+    questions without the no-answer choice.
+    """
+    answerable = recording.has_answer
+    if not answerable.any():
+        return [True] * recording.layers
+    found = [
+        float(answer_at_exit(recording, layer, settings, forced=True).f1[answerable].mean())
+        for layer in range(1, recording.layers + 1)
+    ]
+    return [f1 >= LEAST_SHARE_OF_LAST_EXIT * found[-1] for f1 in found]
+
+
 def expected_calibration_error(probabilities: FloatArray, right: FloatArray) -> float:
     """Mean gap between probability [N] and share right (`right` [N], 0 or 1), over equal-width
     bins weighted by their questions (Naeini et al. 2015). 0..1, 0 is perfect."""
@@ -251,8 +273,9 @@ def _choose_exits(
     confidence: float,
 ) -> Calibration:
     """The boldest policy of one criterion's family that passes the test at `confidence`."""
+    may_stop = exits_that_read(tuning, settings)
     family = [
-        _with_exits(settings, thresholds)
+        _with_exits(settings, np.where(may_stop, thresholds, -np.inf))
         for thresholds in equal_loss_family(
             tuning.uncertainty_under(settings), _window_losses(tuning, settings)
         )

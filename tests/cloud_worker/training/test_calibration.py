@@ -161,16 +161,21 @@ def test_a_larger_allowance_never_runs_more_layers() -> None:
     assert layers[-1] < layers[0] - 0.5
 
 
-def test_cheap_early_refusals_do_not_buy_the_loss_of_answerable_questions() -> None:
-    """Exit 1 refuses everything: free where nothing was to be found, ruinous elsewhere."""
-    count = 3000
+def refusing_recording(count: int, forced_f1: float) -> Recording:
+    """Two exits; the first refuses everything, and forced to answer has `forced_f1`."""
     answerable = np.arange(count) % 4 == 0
-    f1 = np.stack([np.zeros(count), answerable.astype(np.float64)], axis=1)
-    margins = np.stack([np.full(count, 9.0), np.where(answerable, -9.0, 9.0)], axis=1)
+    right = answerable.astype(np.float64)
     random = np.random.default_rng(12)
+    refusals = np.where(answerable, 9.0, 8.0) + random.random(count)  # no better than a guess
+    margins = np.stack([refusals, np.where(answerable, -9.0, 9.0)], axis=1)
     doubt = np.where(answerable, random.random(count) ** 0.5, random.random(count))
     uncertainty = np.stack([doubt, np.zeros(count)], axis=1)
-    recording = made_up_recording(f1, uncertainty, has_answer=answerable.tolist(), margins=margins)
+    f1 = np.stack([forced_f1 * right, right], axis=1)
+    return made_up_recording(f1, uncertainty, has_answer=answerable.tolist(), margins=margins)
+
+
+def test_cheap_early_refusals_do_not_buy_the_loss_of_answerable_questions() -> None:
+    recording = refusing_recording(3000, forced_f1=0.6)
 
     lenient = calibrate(recording, Request(10.0, 0.9, "entropy", 1, 100.0)).certificate
     strict = calibrate(recording, Request(10.0, 0.9, "entropy", 1, 12.0)).certificate
@@ -178,6 +183,15 @@ def test_cheap_early_refusals_do_not_buy_the_loss_of_answerable_questions() -> N
     assert lenient.mean_exit_layer < strict.mean_exit_layer < 2.0
     assert lenient.f1_drop_bound <= 10.0
     assert lenient.has_answer_drop_bound > 12.0 >= strict.has_answer_drop_bound
+
+
+def test_an_exit_that_cannot_find_answers_never_stops_however_certain() -> None:
+    blind = refusing_recording(3000, forced_f1=0.1)
+
+    chosen = calibrate(blind, Request(10.0, 0.9, "entropy", 1, 100.0))
+
+    assert chosen.settings.exit_thresholds[0] == -1.0
+    assert chosen.certificate.mean_exit_layer == 2.0
 
 
 def test_with_own_tuning_questions_the_promise_holds_as_often_as_stated() -> None:
