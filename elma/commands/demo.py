@@ -17,6 +17,10 @@ import typer
 from elma.commands.broker import BrokerKind
 from elma.output import JsonOption, print_json, print_status
 
+# The demonstration plays a weak device, so that there is something to hand over: with the model's
+# own default nearly every question is settled before the device gives it away.
+WEAK_DEVICE_LAYERS = 4
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
@@ -32,9 +36,9 @@ def demo(
         typer.Option(help="auto: mosquitto where it is installed, else the embedded broker."),
     ] = BrokerKind.AUTO,
     max_edge_layers: Annotated[
-        int | None,
-        typer.Option(min=1, help="As on a weak device: the deepest layer before the worker."),
-    ] = None,
+        int,
+        typer.Option(min=1, help="The deepest layer that the device runs before it asks a worker."),
+    ] = WEAK_DEVICE_LAYERS,
     as_json: JsonOption = False,
     serve: Annotated[
         bool,
@@ -44,6 +48,8 @@ def demo(
     ] = False,
 ) -> None:
     """Show everything at once: broker, worker and edge as real processes on this machine.
+
+    The device is a weak one: it runs at most four layers before it asks the worker.
 
     Questions are asked with the worker there and again after it was stopped. The exit status is 0
     only if all of this happened: every question got one answer, and each answer is a piece of its
