@@ -28,8 +28,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
+from broker.log import SafeLog
 from edge_agent.answers import AnswerBoard
 from edge_agent.ending import Ending, describe_fault
 from edge_agent.errors import InvalidQuestion, NotAccepting, OutboxError, UnknownRequest
@@ -41,7 +40,6 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.offload import CloudAnswer, Offloader
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.questions import Failure, FinalAnswer, OffloadRecord, Outcome, Question
-from edge_agent.quiet_log import write_line
 from edge_agent.settings import EdgeSettings
 from reader.errors import InputError
 from reader.model import Reader
@@ -53,7 +51,7 @@ MAX_GENERATIONS = 3
 The reading of every question that came to such an end less often goes first.
 """
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 OffloaderFactory = Callable[["OffloadParts"], Offloader]
 
@@ -153,7 +151,7 @@ class EdgeAgent:
         if is_idle:
             self.outbox.close()
         unstored = self._ending.unstored_count
-        write_line(_log.info, "edge_stopped", pending=left, unstored=unstored)
+        _log.info("edge_stopped", pending=left, unstored=unstored)
 
     def ask(self, question: Question) -> Future[Outcome]:
         """Accept a question, durably, and return the future of its outcome.
@@ -169,7 +167,7 @@ class EdgeAgent:
                 self.outbox.accept(question)  # raises when the content is another one
             return self.await_outcome(question.request_id)
         except OutboxError as error:
-            write_line(_log.error, "question_not_stored", request_id=question.request_id)
+            _log.error("question_not_stored", request_id=question.request_id)
             raise NotAccepting(
                 f"request {question.request_id} could not be stored, so it was not accepted; "
                 "the agent's log says why"
@@ -263,7 +261,7 @@ class EdgeAgent:
             question = self._look_up(request_id, is_taken_over)
         except OutboxError as error:
             self._missed.append((request_id, answer_by, is_taken_over))
-            write_line(_log.error, "question_not_read", request_id=request_id, error=str(error))
+            _log.error("question_not_read", request_id=request_id, error=str(error))
             return
         if question is None:
             return
@@ -319,7 +317,7 @@ class EdgeAgent:
             )
         except Exception as error:
             self._given_up(reading, Reason.REFUSED, record)
-            write_line(_log.error, "cloud_answer_unusable", error=describe_fault(error))
+            _log.error("cloud_answer_unusable", error=describe_fault(error))
             return
         self._ending.conclude(reading.question, final, record=record, windows=len(reading.windows))
 
@@ -343,7 +341,7 @@ class EdgeAgent:
                 self._count(self.outbox.count_begun, reading.question)
             results = yield from self.local.finish_in_steps(reading, reading.answer_by)
         except Exception as error:
-            write_line(_log.error, "local_finish_failed", error=describe_fault(error))
+            _log.error("local_finish_failed", error=describe_fault(error))
             results = reading.provisional
         self._conclude_locally(reading, results, degraded=True, reason=reason, record=record)
 
@@ -419,7 +417,7 @@ class EdgeAgent:
                 self.outbox.forget_generations()
             self.outbox.checkpoint()
         except OutboxError as error:
-            write_line(_log.error, "outbox_not_left_clean", error=str(error))
+            _log.error("outbox_not_left_clean", error=str(error))
 
     def _watch_gauges(self) -> None:
         metrics = self.metrics

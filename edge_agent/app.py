@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.log import SafeLog
 from edge_agent.agent import EdgeAgent
 from edge_agent.documentation import draw_documentation
 from edge_agent.ending import describe_fault
@@ -48,9 +48,8 @@ from edge_agent.http_messages import (
     read_question,
 )
 from edge_agent.questions import FinalAnswer, Outcome, Question
-from edge_agent.quiet_log import write_line
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 def create_app(agent: EdgeAgent, *, clock: Callable[[], float] = time.time) -> ASGIApp:
@@ -199,7 +198,7 @@ def _refusal(agent: EdgeAgent, error: EdgeError) -> Response:
     if not isinstance(error, QuestionRefused):
         return _error_response(500, "internal", "the agent failed; its log says why")
     agent.metrics.refused.labels(error.code).inc()
-    write_line(_log.info, "question_refused", code=error.code)
+    _log.info("question_refused", code=error.code)
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
@@ -252,4 +251,4 @@ class _Guard:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            write_line(_log.error, "http_failed", error=describe_fault(error))
+            _log.error("http_failed", error=describe_fault(error))

@@ -16,18 +16,17 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import structlog
-
+from broker.log import SafeLog
 from edge_agent.answers import AnswerBoard
 from edge_agent.errors import OutboxError
 from edge_agent.lease import Reason
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.questions import FinalAnswer, OffloadRecord, Outcome, Question
-from edge_agent.quiet_log import write_line
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 class Ending:
@@ -100,7 +99,7 @@ class Ending:
             except OutboxError as error:
                 self._unstored[request_id] = (outcome, now)
                 fault = str(error)
-        write_line(_log.error, "outcome_not_stored", request_id=request_id, error=fault)
+        _log.error("outcome_not_stored", request_id=request_id, error=fault)
         return True
 
     def _write_line(
@@ -113,19 +112,22 @@ class Ending:
         seconds: float,
     ) -> None:
         """The one log line of a question: ids, numbers and names, never text."""
-        log = _log.bind(request_id=question.request_id, generation=question.generation)
+        fields: dict[str, Any] = {"outcome": "failed"}
         if isinstance(outcome, FinalAnswer):
-            log = log.bind(
-                outcome="answered" if outcome.answer else "no_answer",
-                resolved_by=outcome.resolved_by,
-                exit_layer=outcome.exit_layer,
-                degraded=outcome.degraded,
-                reason=reason and reason.value,
-            )
+            fields = {
+                "outcome": "answered" if outcome.answer else "no_answer",
+                "resolved_by": outcome.resolved_by,
+                "exit_layer": outcome.exit_layer,
+                "degraded": outcome.degraded,
+                "reason": reason and reason.value,
+            }
         else:
-            log = log.bind(outcome="failed", reason=outcome.reason)
-        log.info(
+            fields["reason"] = outcome.reason
+        _log.info(
             "question",
+            request_id=question.request_id,
+            generation=question.generation,
+            **fields,
             windows=windows,
             wire_id=record.wire_id,
             worker=record.worker,

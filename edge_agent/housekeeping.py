@@ -11,16 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import structlog
-
+from broker.log import SafeLog
 from edge_agent.ending import Ending, describe_fault
 from edge_agent.errors import OutboxError
 from edge_agent.outbox import Outbox
-from edge_agent.quiet_log import write_line
 
 INTERVAL_SECONDS = 1.0
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 class Housekeeping:
@@ -74,5 +72,5 @@ class Housekeeping:
             except Exception as error:
                 fault = str(error) if isinstance(error, OutboxError) else describe_fault(error)
                 if not has_failed:  # one line for a full disk, not one a second
-                    write_line(_log.error, "housekeeping_failed", error=fault)
+                    _log.error("housekeeping_failed", error=fault)
                 has_failed = True

@@ -21,14 +21,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import structlog
-
+from broker.log import SafeLog
 from edge_agent.errors import QueueFull
-from edge_agent.quiet_log import write_line
 
 Job = Iterator[None]
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 @dataclass(order=True)
@@ -147,7 +145,7 @@ class InferenceThread:
         except Exception as error:
             # A job handles its own errors; this keeps the thread alive if it does not. The
             # message stays out of the log: it could quote a question.
-            write_line(_log.error, "inference_job_failed", error_type=type(error).__name__)
+            _log.error("inference_job_failed", error_type=type(error).__name__)
             return False
         return True
 

@@ -13,17 +13,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import structlog
-
 from broker.exchange import Delivery
+from broker.log import SafeLog
 from edge_agent.cloud_messages import CloudSession
-from edge_agent.quiet_log import write_line
 
 DELIVERIES_BOUND = 256
 CHANGES_BOUND = 64
 RECEIVE_SECONDS = 1.0
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 _Submission = TypeVar("_Submission")
 
 
@@ -98,7 +96,7 @@ class Intake(Generic[_Submission]):
                 delivery = self._session.receive(RECEIVE_SECONDS)
             except Exception as error:
                 # The session handles its own errors; this keeps the thread alive if it does not.
-                write_line(_log.error, "receive_failed", error_type=type(error).__name__)
+                _log.error("receive_failed", error_type=type(error).__name__)
                 self._pause()
                 continue
             if delivery is not None:

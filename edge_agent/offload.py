@@ -32,10 +32,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import structlog
-
 from broker.errors import PayloadTooLarge, PublishError
 from broker.exchange import Delivery, Outcome, Receipt
+from broker.log import SafeLog
 from edge_agent.cloud_messages import (
     CloudSession,
     RequestSealer,
@@ -51,7 +50,6 @@ from edge_agent.lease import Action, Lease, Reason
 from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.questions import OffloadRecord
-from edge_agent.quiet_log import write_line
 from edge_agent.settings import OffloadSettings
 from protocol.errors import ProtocolError
 from protocol.messages import MAX_WINDOWS, Accepted, AnswerMessage, Busy, ErrorMessage
@@ -66,7 +64,7 @@ _RECEIPT_SECONDS = 0.02
 """How often an outstanding acknowledgement is looked at; it is due within milliseconds."""
 
 _Item = TypeVar("_Item")
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,8 +200,7 @@ class Offloader:
         try:
             sealed = self._sealer.seal(question, self._local.request(reading))
         except ProtocolError as error:
-            write_line(
-                _log.error,
+            _log.error(
                 "request_not_sealed",
                 request_id=question.request_id,
                 error=str(error),
@@ -237,7 +234,7 @@ class Offloader:
         try:
             handle(item)
         except Exception as error:
-            write_line(_log.error, "offload_step_failed", error=describe_fault(error))
+            _log.error("offload_step_failed", error=describe_fault(error))
             return False
         return True
 
@@ -330,7 +327,7 @@ class Offloader:
                 self._take_word(delivery)
         except ProtocolError as error:
             self._metrics.ignored.labels("malformed").inc()
-            write_line(_log.warning, "message_ignored", error_type=type(error).__name__)
+            _log.warning("message_ignored", error_type=type(error).__name__)
         finally:
             self._session.acknowledge(delivery)
 
@@ -363,7 +360,7 @@ class Offloader:
             request.lease.failed_at_one(now)
         else:
             self._give_up(request, Reason.REFUSED)
-        write_line(_log.warning, "worker_error", request_id=request.sealed.wire_id, code=body.code)
+        _log.warning("worker_error", request_id=request.sealed.wire_id, code=body.code)
 
     def _take_answer(self, request: _Request, body: AnswerMessage, now: float) -> None:
         results = check_answer(body, request.reading, self._local.reader.config.layers)

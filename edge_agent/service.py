@@ -11,11 +11,12 @@ import signal
 import socket
 from types import FrameType
 
-import structlog
 import uvicorn
 
 from broker.exchange import Subscription
+from broker.log import SafeLog
 from broker.session import Session
+from broker.settings import PACKET_OVERHEAD_BYTES
 from edge_agent.agent import EdgeAgent, OffloaderFactory, OffloadParts
 from edge_agent.app import create_app
 from edge_agent.cloud_messages import RequestSealer, presence
@@ -29,9 +30,12 @@ from reader.model import Reader
 
 SESSION_EXPIRY_SECONDS = 3_600
 RECEIVE_MAXIMUM = 32
+DELIVERIES_BOUND_BYTES = 64 * 1024 * 1024
+LARGEST_ANSWER_BYTES = 1024 * 1024
+"""128 windows of 20 spans are half of it; whatever is larger is not for us."""
 DELIVERIES_BOUND = 256
 
-_log = structlog.get_logger(__name__)
+_log = SafeLog(__name__)
 
 
 def run_edge(settings: EdgeSettings) -> None:
@@ -137,6 +141,8 @@ def _offloader_factory(settings: EdgeSettings) -> OffloaderFactory | None:
         will=presence(settings.name, is_online=False),
         birth=presence(settings.name, is_online=True),
         queue_bound=DELIVERIES_BOUND,
+        queue_bound_bytes=DELIVERIES_BOUND_BYTES,
+        largest_packet_bytes=LARGEST_ANSWER_BYTES + PACKET_OVERHEAD_BYTES,
     )
 
     def make(parts: OffloadParts) -> Offloader:

@@ -68,7 +68,7 @@ def test_an_asker_gets_the_answer_although_the_log_is_broken(
 ) -> None:
     edge = start_edge()
     for module in (agent_module, ending_module, inference_module):
-        monkeypatch.setattr(module, "_log", BrokenLog())
+        monkeypatch.setattr(module._log, "_logger", BrokenLog())
     assert edge.ask()["answer"]
     edge.agent._inference.read_again(job_that_raises(), 0.0)
     assert edge.ask()["answer"]
