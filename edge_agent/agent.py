@@ -1,36 +1,27 @@
-"""The edge agent itself: it owns the parts, decides what happens to a question, and ends it once.
-
-    ask -> outbox (durable) -> inference: the device's layers
-        deadline reached      -> the best of what is read so far, degraded
-        every window certain  -> the answer, resolved by the edge
-        no cloud configured   -> the device's layers are all layers, so this does not happen
-        cloud out of reach    -> inference: the remaining layers, degraded
-        otherwise             -> offload -> the cloud's answer, or given up: the remaining layers
+"""The edge agent itself: it owns the parts, accepts questions, and knows how it is.
 
 Inputs: questions (`ask`), and those an earlier process left in the outbox. Outputs: one `Outcome`
-for each, in the outbox and to whoever waits. Neighbours: `app` above; `outbox`, `inference`,
-`local_reading`, `offload`, `answers`, `ending`, `housekeeping`, `metrics` below.
+for each, in the outbox and to whoever waits. Neighbours: `app` above; `path` decides what happens
+to an accepted question; `outbox`, `inference`, `local_reading`, `offload`, `answers`, `ending`,
+`housekeeping`, `metrics` below.
 
-Threads: HTTP threads call `ask`; the inference thread runs `_read` and `_finish_here`, piece by
-piece; the offload thread calls `_answered_by_cloud` and `_given_up`; the housekeeping thread queues
-again what could not be looked up. Whoever gets to `ending` first wins: it says yes only once for
-each question.
+Threads: HTTP threads call `ask`; the inference thread runs `path.read`, piece by piece; the offload
+thread calls `path.answered_by_cloud` and `path.given_up`; the housekeeping thread queues again what
+could not be looked up. Whoever gets to `ending` first wins: it says yes once for each question.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from broker.log import SafeLog
 from edge_agent.answers import AnswerBoard
-from edge_agent.ending import Ending, describe_fault
+from edge_agent.ending import Ending
 from edge_agent.errors import InvalidQuestion, NotAccepting, OutboxError, UnknownRequest
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference import InferenceThread, Job
@@ -39,17 +30,11 @@ from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.offload import CloudAnswer, Offloader
 from edge_agent.outbox import Entry, Outbox
-from edge_agent.questions import Failure, FinalAnswer, OffloadRecord, Outcome, Question
+from edge_agent.path import QuestionPath
+from edge_agent.questions import FinalAnswer, OffloadRecord, Outcome, Question
 from edge_agent.settings import EdgeSettings
 from reader.errors import InputError
 from reader.model import Reader
-from reader.spans import WindowSpans
-
-MAX_GENERATIONS = 3
-"""Restarts that died while they read a question, after which it is given up: it may be the cause.
-
-The reading of every question that came to such an end less often goes first.
-"""
 
 _log = SafeLog(__name__)
 
@@ -94,22 +79,25 @@ class EdgeAgent:
         self._board = AnswerBoard()
         self._ending = Ending(self.outbox, self._board, self.metrics, clock)
         self._inference = InferenceThread(queue_bound=settings.queue_bound)
+        self._path = QuestionPath(
+            self.local, self.outbox, self._ending, self._board, self._inference, clock
+        )
         self._offloader = make_offloader and make_offloader(
             OffloadParts(
                 settings,
                 self.local,
                 self.metrics,
-                self._answered_by_cloud,
-                self._given_up,
+                self._path.answered_by_cloud,
+                self._path.given_up,
                 lambda: self._inference.finishing_seconds,
             )
         )
+        self._path.offloader = self._offloader
         self._is_stopping = threading.Event()
-        self._missed: deque[tuple[str, float, bool]] = deque()
         self._housekeeping = Housekeeping(
             self.outbox,
             self._ending,
-            self._read_missed,
+            self._path.read_missed,
             retention_seconds=settings.retention_seconds,
             clock=clock,
         )
@@ -231,7 +219,7 @@ class EdgeAgent:
             raise
         if is_new:
             answer_by = self._moment(question.deadline)
-            self._inference.read(self._read(question.request_id, answer_by), answer_by)
+            self._inference.read(self._path.read(question.request_id, answer_by), answer_by)
         else:  # the same id came in twice at once
             self._inference.release()
 
@@ -245,150 +233,8 @@ class EdgeAgent:
             answer_by = self._moment(deadline)
             if generation or answer_by <= time.monotonic():
                 answer_by = time.monotonic() + (1 + generation) * longest_seconds
-            job = self._read(request_id, answer_by, is_taken_over=True)
+            job = self._path.read(request_id, answer_by, is_taken_over=True)
             self._inference.read_again(job, answer_by)
-
-    def _read_missed(self) -> None:
-        """Housekeeping: queue again what the outbox could not give when its turn came."""
-        for _ in range(len(self._missed)):
-            request_id, answer_by, is_taken_over = self._missed.popleft()
-            job = self._read(request_id, answer_by, is_taken_over=is_taken_over)
-            self._inference.read_again(job, answer_by)
-
-    def _read(self, request_id: str, answer_by: float, *, is_taken_over: bool = False) -> Job:
-        """Inference thread: the device's layers, and what follows from them."""
-        try:
-            question = self._look_up(request_id, is_taken_over)
-        except OutboxError as error:
-            self._missed.append((request_id, answer_by, is_taken_over))
-            _log.error("question_not_read", request_id=request_id, error=str(error))
-            return
-        if question is None:
-            return
-        try:
-            reading = yield from self.local.read_in_steps(question, answer_by)
-            if not reading.is_complete:
-                self._conclude_locally(
-                    reading, reading.provisional, degraded=True, reason=Reason.DEADLINE
-                )
-            elif reading.is_settled:
-                self._conclude_locally(reading, reading.resolved, degraded=False)
-            elif self._offloader is not None:
-                yield from self._hand_over(self._offloader, reading)
-        except Exception as error:
-            self._fail(question, describe_fault(error))
-
-    def _look_up(self, request_id: str, is_taken_over: bool) -> Question | None:
-        """The question whose reading begins now; None when it has ended. Raises OutboxError."""
-        question = self.outbox.pending_question(request_id)
-        if question is None or not is_taken_over:
-            return question
-        if question.generation >= MAX_GENERATIONS:
-            self._fail(question, f"given up: {MAX_GENERATIONS} restarts ended while it was read")
-            return None
-        self.outbox.count_begun(request_id)
-        return self.outbox.pending_question(request_id)
-
-    def _hand_over(self, offloader: Offloader, reading: Reading) -> Job:
-        """Inference thread: to the cloud, or, where that is hopeless, on with the next layers."""
-        reason = offloader.refusal(reading)
-        if reason is None:
-            self._board.note_provisional(
-                self._answer(reading, reading.provisional, degraded=True, record=OffloadRecord())
-            )
-            self._count(self.outbox.count_ended, reading.question)
-            reason = offloader.submit(reading)
-        if reason is not None:
-            yield from self._finish_here(reading, reason, OffloadRecord())
-
-    def _answered_by_cloud(
-        self, reading: Reading, answer: CloudAnswer, record: OffloadRecord
-    ) -> None:
-        """Offload thread: spans of the cloud become the final answer."""
-        results = {**reading.resolved, **answer.results}
-        try:
-            final = self.local.answer(
-                reading,
-                results,
-                resolved_by="cloud",
-                degraded=False,
-                latency_seconds=self._clock() - reading.question.created,
-                bytes_sent=record.bytes_sent,
-            )
-        except Exception as error:
-            self._given_up(reading, Reason.REFUSED, record)
-            _log.error("cloud_answer_unusable", error=describe_fault(error))
-            return
-        self._ending.conclude(reading.question, final, record=record, windows=len(reading.windows))
-
-    def _given_up(self, reading: Reading, reason: Reason, record: OffloadRecord) -> None:
-        """Offload thread: the cloud did not answer; the remaining layers run here."""
-        seconds = self.local.finishing_seconds(reading)
-        job = self._finish_here(reading, reason, record, is_begun_again=True)
-        self._inference.finish(job, reading.answer_by, seconds)
-
-    def _finish_here(
-        self,
-        reading: Reading,
-        reason: Reason,
-        record: OffloadRecord,
-        *,
-        is_begun_again: bool = False,
-    ) -> Job:
-        """Inference thread: the remaining layers; the provisional answer if even that fails."""
-        try:
-            if is_begun_again:
-                self._count(self.outbox.count_begun, reading.question)
-            results = yield from self.local.finish_in_steps(reading, reading.answer_by)
-        except Exception as error:
-            _log.error("local_finish_failed", error=describe_fault(error))
-            results = reading.provisional
-        self._conclude_locally(reading, results, degraded=True, reason=reason, record=record)
-
-    def _conclude_locally(
-        self,
-        reading: Reading,
-        results: Mapping[int, WindowSpans],
-        *,
-        degraded: bool,
-        reason: Reason | None = None,
-        record: OffloadRecord | None = None,
-    ) -> None:
-        record = record or OffloadRecord()
-        try:
-            final = self._answer(reading, results, degraded=degraded, record=record)
-        except Exception as error:
-            self._fail(reading.question, describe_fault(error))
-            return
-        self._ending.conclude(
-            reading.question, final, record=record, windows=len(reading.windows), reason=reason
-        )
-
-    def _answer(
-        self,
-        reading: Reading,
-        results: Mapping[int, WindowSpans],
-        *,
-        degraded: bool,
-        record: OffloadRecord,
-    ) -> FinalAnswer:
-        return self.local.answer(
-            reading,
-            results,
-            resolved_by="edge",
-            degraded=degraded,
-            latency_seconds=self._clock() - reading.question.created,
-            bytes_sent=record.bytes_sent,
-        )
-
-    def _fail(self, question: Question, reason: str) -> None:
-        self._ending.conclude(question, Failure(question.request_id, reason))
-
-    def _count(self, count: Callable[[str], None], question: Question) -> None:
-        """Keep the generation of a question of an earlier process, where the disk allows it."""
-        if question.generation:
-            with contextlib.suppress(OutboxError):
-                count(question.request_id)
 
     def _warm_up(self) -> Job:
         self.local.warm_up()

@@ -15,13 +15,15 @@ from broker.exchange import Delivery
 from edge_agent import agent as agent_module
 from edge_agent import ending as ending_module
 from edge_agent import inference as inference_module
-from edge_agent.agent import MAX_GENERATIONS, EdgeAgent
+from edge_agent import path as path_module
+from edge_agent.agent import EdgeAgent
 from edge_agent.ending import Ending
 from edge_agent.errors import OutboxError
 from edge_agent.inference import InferenceThread, Job
 from edge_agent.intake import Intake
 from edge_agent.local_reading import WINDOWS_PER_BATCH, LocalReading
 from edge_agent.outbox import Outbox
+from edge_agent.path import MAX_GENERATIONS
 from edge_agent.questions import Question
 from reader.model import Reader
 from tests.edge_agent.conftest import LAYERS, PASSAGE, QUESTION, StartEdge, wait_until
@@ -67,7 +69,7 @@ def test_an_asker_gets_the_answer_although_the_log_is_broken(
     start_edge: StartEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edge = start_edge()
-    for module in (agent_module, ending_module, inference_module):
+    for module in (agent_module, ending_module, inference_module, path_module):
         monkeypatch.setattr(module._log, "_logger", BrokenLog())
     assert edge.ask()["answer"]
     edge.agent._inference.read_again(job_that_raises(), 0.0)
