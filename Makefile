@@ -22,7 +22,7 @@ help:  ## this list
 environment: $(READY)  ## make .venv with everything in it
 
 demo: $(READY)  ## broker, worker and edge as real processes, questions asked
-	$(BIN)/elma demo $(ARGS)
+	@$(BIN)/elma demo $(ARGS)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)

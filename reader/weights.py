@@ -267,7 +267,8 @@ def _fetch_from_hub(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=[*wanted, "exits.json"]))
     except Exception as error:  # the hub client raises many unrelated types
         raise ModelFolderError(
-            f"{model!r} is neither a folder nor a model that the hub gives ({error}); "
+            f"{model!r} is neither a folder nor a model that the hub gives "
+            f"({type(error).__name__}); "
             "check the path or the network"
         ) from error
 

@@ -22,7 +22,12 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cloud_worker.training.batches import Batch, collate, plan_epoch
-from cloud_worker.training.checkpoint import load_checkpoint, save_checkpoint, seed_step
+from cloud_worker.training.checkpoint import (
+    CHECKPOINT_FILE,
+    load_checkpoint,
+    save_checkpoint,
+    seed_step,
+)
 from cloud_worker.training.data import load_training_windows
 from cloud_worker.training.features import TrainingWindow
 from cloud_worker.training.objective import Objective
@@ -87,9 +92,17 @@ def train(
     """
     team = Team.join()
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    if not resume and (out / CHECKPOINT_FILE).exists():
+        raise TrainingError(
+            f"{out} holds the checkpoint of another run; add --resume to go on with it, "
+            "or give another --out"
+        )
     base = resolve_model_folder(settings.base)
     network = _build_network(settings, base)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be a folder: {error.strerror}; give another") from error
     run = _Run(settings, network, load_training_windows(settings, base), team, out)
     if resume:
         run.resume()

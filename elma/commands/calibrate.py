@@ -121,6 +121,12 @@ def calibrate(
         print_json(report)
     else:
         _print_report(report)
+    if chosen.certificate.mean_exit_layer >= reader.config.layers:
+        print_status(
+            f"warning: {chosen.certificate.questions} questions could not show that any early exit "
+            f"costs less than {max_f1_drop:g} points, so no question will exit early; "
+            "give more questions (a thousand or so), or allow more"
+        )
     print_status(f"wrote {folder / 'exits.json'}")
 
 

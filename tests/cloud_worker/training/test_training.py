@@ -144,6 +144,14 @@ def test_out_of_time_it_saves_what_it_has_and_can_go_on(
     assert run["steps_done"] == run["steps_planned"] > 4
 
 
+def test_a_finished_run_is_not_overwritten(base: Path, data: Path, tmp_path: Path) -> None:
+    folder = train(settings_for(base, data, tmp_path, steps=2))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="--resume"):
+        train(settings_for(base, data, tmp_path, steps=2))
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_resuming_under_other_settings_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
     train(settings_for(base, data, tmp_path), stop_after_step=2)
     with pytest.raises(TrainingError, match="learning_rate"):
