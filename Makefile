@@ -2,6 +2,7 @@
 #
 #   make demo     three real processes on this machine answer questions (ARGS="--json" and the like)
 #   make test     all tests (ARGS="-k lease" and the like go to pytest)
+#   make test-device  installs the wheel without torch in a fresh environment and asks it (network)
 #   make check    format, lint, types and tests: what must pass before a commit
 
 TORCH_VERSION ?= 2.13.0
@@ -13,7 +14,7 @@ READY := .venv/.ready
 PACKAGES := reader protocol broker edge_agent cloud_worker elma
 SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks)
 
-.PHONY: help environment demo test check format format-check lint types clean
+.PHONY: help environment demo test test-device check format format-check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +27,9 @@ demo: $(READY)  ## broker, worker and edge as real processes, questions asked
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-device: $(READY)  ## the wheel in a fresh environment without torch; needs the package index
+	$(BIN)/python -m pytest -m device $(ARGS)
 
 check: format-check lint types test  ## format, lint, types, tests
 

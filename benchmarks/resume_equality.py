@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from broker.exchange import Publication, Subscription
@@ -50,9 +49,10 @@ from protocol.messages import (
 from protocol.sealing import RequestHeader, open_answer, seal_request
 from protocol.topics import AnswerTopic, RequestTopic, answer_subscription, new_request_id
 from protocol.wire import WIRE_VERSION
+from reader.arrays import FloatArray
+from reader.codecs import CodecSet
 from reader.model import Reader
 from reader.spans import WindowSpans
-from reader.state_codecs import CODECS, codec_tolerance, encode_state
 from reader.states import StateBatch
 from reader.windows import Window
 
@@ -94,7 +94,7 @@ class Row:
             "codec": self.codec,
             "windows": self.windows,
             "largest_logit_difference": float(f"{self.largest_difference:.3g}"),
-            "tolerance": codec_tolerance(self.codec),
+            "tolerance": CodecSet.tolerance(self.codec),
             "best_span_equal": self.best_equal,
             "all_spans_equal": self.all_equal,
             "state_bytes_a_window": round(self.state_bytes / max(1, self.windows)),
@@ -106,8 +106,8 @@ class Alone:
     """A window at full depth on this machine: its spans, and all its logits `[T]`."""
 
     spans: WindowSpans
-    start: torch.Tensor
-    end: torch.Tensor
+    start: FloatArray
+    end: FloatArray
 
 
 def main(
@@ -129,11 +129,11 @@ def main(
         rows: list[Row] = []
         for layer in range(1, reader.config.layers):
             print_status(f"layer {layer} of {reader.config.layers}")
-            of_layer = {codec: Row(layer, codec) for codec in CODECS}
+            of_layer = {codec: Row(layer, codec) for codec in reader.codecs.names(layer)}
             for question, passage in asked:
                 compare(reader, edge, reader.split(question, passage), layer, of_layer)
             rows += of_layer.values()
-    within = all(row.largest_difference <= codec_tolerance(row.codec) for row in rows)
+    within = all(row.largest_difference <= CodecSet.tolerance(row.codec) for row in rows)
     table = [row.as_json() for row in rows]
     if as_json:
         print_json({"model": f"{reader.name}@{reader.digest[:12]}", "ok": within, "rows": table})
@@ -230,7 +230,7 @@ def compare(
     rows: dict[str, Row],
 ) -> None:
     """One question: run to `layer` here, the rest on the worker in each codec and here in full."""
-    batch = reader.run(reader.embed(windows), 0, layer)
+    states = reader.engine.states(reader.run(reader.embed(windows), 0, layer))
     alone = run_alone(reader, windows)
     for codec, row in rows.items():
         packed = [
@@ -240,7 +240,7 @@ def compare(
                 len(window),
                 window.question_tokens,
                 codec,
-                encode_state(codec, batch.state(place)),
+                reader.codecs.encode(codec, layer, states[place]),
             )
             for place, window in enumerate(windows)
         ]

@@ -103,7 +103,7 @@ def start(
     urls, waiting = {}, []
     for number, port in enumerate(free_ports(workers), 1):
         name = f"worker-{number}"
-        options = ["--name", name, "--port", str(port), "--torch-threads", str(threads)]
+        options = ["--name", name, "--port", str(port), "--threads", str(threads)]
         waiting.append((child(name, [*setup.worker_arguments, *options]), port))
         urls[name] = f"http://127.0.0.1:{port}"
     edge = child("edge", [*setup.edge_arguments, "--max-edge-layers", str(max_edge_layers)])

@@ -14,7 +14,8 @@ import torch
 
 from cloud_worker.training.batches import Batch, collate
 from cloud_worker.training.features import make_training_windows
-from cloud_worker.training.objective import Objective, ObjectiveSettings
+from cloud_worker.training.objective import Objective
+from cloud_worker.training.settings import ObjectiveSettings
 from cloud_worker.training.squad_files import read_squad
 from reader.conversion import load_any_checkpoint, reshape_network
 from reader.network import AlbertReader

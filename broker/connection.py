@@ -219,6 +219,7 @@ class Connection:
         client = make_client(self._settings, self._identity.client_id)
         if self._identity.will is not None:
             set_will(client, self._identity.will, self._identity.will_delay_seconds)
+        client.on_socket_open = self._wrapped(self._on_socket_open)
         client.on_connect = self._wrapped(self._on_connect)
         client.on_subscribe = self._wrapped(self._on_subscribe)
         client.on_publish = self._wrapped(self._on_publish)
@@ -239,6 +240,11 @@ class Connection:
                     self._on_callback_failure()
 
         return safe
+
+    def _on_socket_open(self, _client: Any, _data: Any, connection: Any) -> None:
+        """A small packet behind another one would wait some 40 ms for the peer's acknowledgement
+        (Nagle's algorithm against delayed acknowledgements)."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, granted: Any

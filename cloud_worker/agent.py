@@ -69,6 +69,7 @@ class Worker:
         self._guard = DuplicateGuard(clock=wall_clock)
         self.queue = RequestQueue(
             settings.batch.limits,
+            releases.pace,
             bound=settings.queue_bound,
             bound_bytes=settings.queue_bound_bytes,
             clock=clock,
@@ -99,6 +100,7 @@ class Worker:
             self.metrics,
             pool_keys=pool_keys,
             edges=edges,
+            priorities=settings.priorities,
             lease_seconds=settings.lease_seconds,
             state_bytes_bound=settings.queue_bound_bytes,
             pace=lambda: self.resumer.seconds_a_request,
@@ -133,6 +135,7 @@ class Worker:
         for request in self.queue.all_held():
             if self.queue.remove(request):
                 self.metrics.requests.labels("abandoned").inc()
+                self.metrics.dropped_windows.labels("abandoned").inc(request.dropped_windows)
                 edge, request_id = request.key
                 _log.warning("request", outcome="abandoned", edge=edge, request=request_id)
                 self.replies.error(request.asker, "internal", "the worker is going away")
@@ -179,6 +182,7 @@ class Worker:
             "name": self.settings.name,
             "connected": connected,
             "releases": self._releases.names(),
+            "engines": self._releases.engines(),
             "parts": parts,
             "queue": {"requests": len(self.queue), "windows": self.queue.waiting_windows},
         }
@@ -207,7 +211,12 @@ def run_worker(settings: WorkerSettings) -> None:
     edges = EdgeFolder(settings.edges_folder)
     server = HealthServer(settings.http)
     try:
-        releases = Releases.load(settings.models, threads=settings.torch_threads)
+        releases = Releases.load(
+            settings.models,
+            threads=settings.threads,
+            engine=settings.engine,
+            precision=settings.precision,
+        )
         worker = Worker(settings, releases, _watched(pool_keys), edges)
         for number in SIGNALS:
             signal.signal(number, note_signal)
@@ -219,6 +228,7 @@ def run_worker(settings: WorkerSettings) -> None:
             broker=settings.broker.address,
             health=f"{server.url}/healthz",
             releases=releases.names(),
+            engines=releases.engines(),
             pool_keys=list(pool_keys.keys().ids),
         )
         _wait_until_told(stopping, worker)

@@ -25,6 +25,8 @@ class Asker:
 class HeldRequest:
     """One accepted request. Times are seconds of the worker's monotonic clock.
 
+    `rank` is 0 for the first of the worker's priorities. `dropped_windows` waited when it ended.
+
     `is_open` belongs to the queue's lock, `lease_until` to whoever renews it (a race renews twice),
     and the results to the compute thread.
     """
@@ -36,7 +38,9 @@ class HeldRequest:
     arrived: float
     due: float
     lease_until: float
+    rank: int = 0
     is_open: bool = True
+    dropped_windows: int = 0
     compute_seconds: float = 0.0
     results: dict[int, WindowSpans] = field(default_factory=dict)
 

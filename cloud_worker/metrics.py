@@ -22,8 +22,9 @@ OUTCOMES = (
     "forged",
     "malformed",
 )
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_WINDOWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_TOKENS = tuple(float(2**power) for power in range(5, 16))
 _BYTES = tuple(float(2**power) for power in range(12, 25))
 
 
@@ -44,6 +45,12 @@ class WorkerMetrics:
         self.replies = counter("replies", "Messages to edges by what became of them.", ["result"])
         self.failures = counter("failures", "Unforeseen errors, each in the log.", ["part"])
         self.windows = counter("windows", "Windows that a layer was run on.", ["layer"])
+        self.tokens = counter("tokens", "Tokens that a layer was run on.", ["group"])
+        self.dropped_windows = counter(
+            "dropped_windows", "Windows that waited when their request ended unanswered.", ["why"]
+        )
+        for why in ("cancelled", "expired", "failed", "abandoned"):
+            self.dropped_windows.labels(why)
         self.request_bytes = histogram("request_bytes", "Size of a sealed request.", _BYTES)
         self.queue_seconds = histogram(
             "queue_seconds", "An answered request's time here without being computed.", _SECONDS
@@ -52,8 +59,16 @@ class WorkerMetrics:
             "compute_seconds", "An answered request's time in batches.", _SECONDS
         )
         self.step_seconds = histogram("step_seconds", "One layer of one batch.", _SECONDS)
-        self.batch_windows = histogram("batch_windows", "Windows in a batch.", _WINDOWS)
-        self.padding = counter("padding_tokens", "Tokens computed that were only padding.")
+        self.batch_windows = histogram(
+            "batch_windows", "Windows in a batch, by parameter group.", _COUNTS, ["group"]
+        )
+        self.batch_tokens = histogram(
+            "batch_tokens", "Tokens in a batch, by parameter group.", _TOKENS, ["group"]
+        )
+        self.batch_depths = histogram("batch_depths", "Different depths in a batch.", _COUNTS)
+        self.seconds_per_token = gauge(
+            "seconds_per_token", "What a token of a layer takes, as measured lately.", ["release"]
+        )
         self.queue_requests = gauge("queue_requests", "Accepted, not yet answered.")
         self.queue_windows = gauge("queue_windows", "Windows that wait for their next layer.")
         self.broker_connected = gauge("broker_connected", "1 while the session is up.")
@@ -70,8 +85,11 @@ class WorkerMetrics:
         full_name = f"elma_worker_{name}_total"
         return Counter(full_name, text, labels or [], registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"elma_worker_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(f"elma_worker_{name}", text, labels or [], registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"elma_worker_{name}", text, buckets=buckets, registry=self.registry)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
+    ) -> Histogram:
+        full_name = f"elma_worker_{name}"
+        return Histogram(full_name, text, labels or [], buckets=buckets, registry=self.registry)

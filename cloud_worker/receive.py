@@ -23,8 +23,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from broker.exchange import Delivery
 from broker.log import LineLimit, SafeLog
 from cloud_worker.dead_letters import dead_letter_of
@@ -33,7 +31,7 @@ from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.releases import Releases
 from cloud_worker.reply import Replies
-from cloud_worker.request_queue import RequestQueue, Window
+from cloud_worker.request_queue import RequestQueue, Window, waiting_window
 from protocol.duplicates import DuplicateGuard, Seen
 from protocol.errors import (
     ConflictingDuplicate,
@@ -45,9 +43,10 @@ from protocol.keys import EdgeDirectory, PoolKeys
 from protocol.messages import RequestWindow
 from protocol.sealing import OpenedRequest, open_cancel, open_request, peek_header
 from protocol.topics import CancelTopic, DeadLetterTopic, RequestTopic, parse_topic
-from reader.errors import StateError, UnknownCodec
+from reader.arrays import FloatArray
+from reader.codecs import TOKENS, decode_tokens
+from reader.errors import StateError, StateShapeError, UnknownCodec
 from reader.model import Reader
-from reader.state_codecs import decode_state
 
 RECEIVE_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 5.0
@@ -71,9 +70,9 @@ class DeliverySession(Protocol):
 class Intake:
     """Takes deliveries for one worker, on a thread of its own; `start` and `stop` once each.
 
-    While `is_draining`, every request is answered with busy. `clock` is monotonic, `wall_clock`
-    gives unix seconds; `pool_keys` gives the keys of now, and `pace` says how many seconds a
-    request has taken lately.
+    While `is_draining`, every request is answered with busy. `priorities` are in the order in which
+    they go first. `clock` is monotonic, `wall_clock` gives unix seconds; `pool_keys` gives the keys
+    of now, and `pace` says how many seconds a request has taken lately.
     """
 
     def __init__(
@@ -87,6 +86,7 @@ class Intake:
         *,
         pool_keys: Callable[[], PoolKeys],
         edges: EdgeDirectory,
+        priorities: Sequence[str],
         lease_seconds: float,
         state_bytes_bound: int,
         pace: Callable[[], float],
@@ -96,6 +96,7 @@ class Intake:
         self._session, self._queue, self._replies = session, queue, replies
         self._releases, self._guard, self._metrics = releases, guard, metrics
         self._pool_keys, self._edges = pool_keys, edges
+        self._ranks = {priority: rank for rank, priority in enumerate(priorities)}
         self._lease_seconds, self._state_bytes_bound = lease_seconds, state_bytes_bound
         self._pace, self._clock, self._wall_clock = pace, clock, wall_clock
         self._unproved_lines = LineLimit()
@@ -162,7 +163,8 @@ class Intake:
         if self._is_known(delivery, asker):
             return
         try:
-            request, windows = self._unpack(opened, asker)
+            rank = self._ranks.get(topic.priority, len(self._ranks))
+            request, windows = self._unpack(opened, asker, rank)
         except RequestRefused as error:
             self._guard.forget(topic.edge, topic.request)
             self._refuse(delivery, asker, "refused", error.code, str(error))
@@ -226,7 +228,9 @@ class Intake:
         self._note(asker, "repeated", seen=verdict.seen.value)
         return True
 
-    def _unpack(self, opened: OpenedRequest, asker: Asker) -> tuple[HeldRequest, list[Window]]:
+    def _unpack(
+        self, opened: OpenedRequest, asker: Asker, rank: int
+    ) -> tuple[HeldRequest, list[Window]]:
         """The request as it is held, and its windows. Raises RequestRefused."""
         reader = self._releases.find(opened.header.release)
         windows = opened.body.windows
@@ -246,6 +250,7 @@ class Intake:
             arrived=now,
             due=now + opened.header.deadline - self._wall_clock(),
             lease_until=now + self._lease_seconds,
+            rank=rank,
         )
         return request, _waiting_windows(request, windows, reader)
 
@@ -257,6 +262,7 @@ class Intake:
         open_cancel(delivery.payload, request.asker.header, request.asker.key)
         if self._queue.remove(request):
             self._guard.forget(topic.edge, topic.request)
+            self._metrics.dropped_windows.labels("cancelled").inc(request.dropped_windows)
             self._note(request.asker, "cancelled")
 
     def _send_away(self, delivery: Delivery, asker: Asker) -> None:
@@ -312,14 +318,11 @@ def _waiting_windows(
 ) -> list[Window]:
     """The windows of a request, each with its decoded state. Raises RequestRefused."""
     return [
-        Window(
-            request=request,
+        waiting_window(
+            request,
+            reader.config,
             index=window.index,
-            release=reader.digest,
             layer=window.from_layer,
-            group=reader.config.group_of(window.from_layer + 1),
-            due=request.due,
-            arrived=request.arrived,
             question_tokens=window.question_tokens,
             state=state,
         )
@@ -327,7 +330,7 @@ def _waiting_windows(
     ]
 
 
-def _decoded_state(window: RequestWindow, reader: Reader) -> Tensor:
+def _decoded_state(window: RequestWindow, reader: Reader) -> FloatArray:
     """The state `[T, H]` of a window that this reader can continue. Raises RequestRefused."""
     config = reader.config
     if window.from_layer >= config.layers:
@@ -341,8 +344,21 @@ def _decoded_state(window: RequestWindow, reader: Reader) -> Tensor:
     if not 2 <= window.question_tokens <= window.length_tokens - 2:
         raise RequestRefused("bad_state", f"window {window.index} has no passage")
     try:
-        return decode_state(window.codec, window.state, window.length_tokens, config.hidden_size)
+        if window.codec == TOKENS:
+            return _embedded_tokens(window, reader)
+        return reader.codecs.decode(
+            window.codec, window.from_layer, window.state, window.length_tokens
+        )
     except UnknownCodec as error:
         raise RequestRefused("unknown_codec", str(error)) from error
     except StateError as error:
         raise RequestRefused("bad_state", f"window {window.index}: {error}") from error
+
+
+def _embedded_tokens(window: RequestWindow, reader: Reader) -> FloatArray:
+    """The state after layer 0 of a window that came as token ids. Raises StateError."""
+    if window.from_layer != 0:
+        raise StateShapeError(f"token ids after layer {window.from_layer}; they belong to layer 0")
+    ids = decode_tokens(window.state, window.length_tokens, reader.config.vocab_size)
+    batch = reader.engine.embed([ids], [window.question_tokens])
+    return reader.engine.states(batch)[0]

@@ -11,19 +11,57 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cloud_worker.held import HeldRequest
+from cloud_worker.pace import Pace
 from cloud_worker.scheduler import BatchLimits, Scheduler, WaitingWindow
+from reader.arrays import FloatArray
+from reader.config import ReaderConfig
 
 Window = WaitingWindow[HeldRequest]
 
 
+def waiting_window(
+    request: HeldRequest,
+    config: ReaderConfig,
+    *,
+    index: int,
+    layer: int,
+    question_tokens: int,
+    state: FloatArray,
+) -> Window:
+    """A window of a request as it came: its state `[T, H]` after `layer`, which is not the last."""
+    return Window(
+        request=request,
+        index=index,
+        release=request.release,
+        layer=layer,
+        last_layer=config.layers,
+        group=config.group_of(layer + 1),
+        rank=request.rank,
+        due=request.due,
+        arrived=request.arrived,
+        length_tokens=len(state),
+        question_tokens=question_tokens,
+        state=state,
+    )
+
+
 class RequestQueue:
-    """At most `bound` requests whose states take at most `bound_bytes`; `clock` is monotonic."""
+    """At most `bound` requests whose states take at most `bound_bytes`; `clock` is monotonic.
+
+    `pace_of` gives the pace of a release.
+    """
 
     def __init__(
-        self, limits: BatchLimits, *, bound: int, bound_bytes: int, clock: Callable[[], float]
+        self,
+        limits: BatchLimits,
+        pace_of: Callable[[str], Pace],
+        *,
+        bound: int,
+        bound_bytes: int,
+        clock: Callable[[], float],
     ) -> None:
         self._bound, self._bound_bytes, self._clock = bound, bound_bytes, clock
-        self._scheduler: Scheduler[HeldRequest] = Scheduler(limits)
+        self._scheduler: Scheduler[HeldRequest] = Scheduler(limits, pace_of)
         self._held: dict[tuple[str, str], HeldRequest] = {}
         self._held_bytes = 0
         self._changed = threading.Condition()
@@ -62,14 +100,17 @@ class RequestQueue:
             return self._held.get((edge, request))
 
     def remove(self, request: HeldRequest) -> bool:
-        """End a request and free its place; False when it had ended before."""
+        """End a request and free its place; False when it had ended before.
+
+        Its windows that wait are never computed: `request.dropped_windows` counts them.
+        """
         with self._changed:
             if not request.is_open or self._held.get(request.key) is not request:
                 return False
             request.is_open = False
             del self._held[request.key]
             self._held_bytes -= request.state_bytes
-            self._scheduler.drop(request)
+            request.dropped_windows = self._scheduler.drop(request)
             self._changed.notify_all()
             return True
 

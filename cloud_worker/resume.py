@@ -2,31 +2,29 @@
 
 Inputs: batches from the `RequestQueue`. Outputs: windows that go back there, or, once a request's
 last window has passed the last layer, its sealed answer. Neighbours: `scheduler` chose the batch,
-`reader` does the mathematics, `reply` publishes.
+`pieces` keeps the states, `reader` does the mathematics, `reply` publishes.
 
-Windows of one batch may stand at different depths: they need layers of one parameter group, and a
-layer is its group's parameters and nothing else. Each row is computed as if it were alone.
+Windows of one batch may stand at different depths: they need layers of one parameter group. The
+engine computes each as if it were alone, with the attention spans of its own layer.
 
 This thread also renews leases, between two steps and nowhere else, so that a thread that is stuck
 promises nothing: its leases run out and the edges go to another worker.
-
-Shapes: B windows, T tokens, H hidden.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Protocol
 
 from broker.log import SafeLog
 from cloud_worker.errors import describe_fault
-from cloud_worker.held import HeldRequest
+from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
+from cloud_worker.pieces import Placed, gather, lay_down
 from cloud_worker.releases import Releases
-from cloud_worker.reply import Replies
 from cloud_worker.request_queue import RequestQueue, Window
 from protocol.duplicates import DuplicateGuard
 from protocol.errors import ProtocolError
@@ -37,6 +35,8 @@ from reader.spans import WindowSpans
 from reader.states import StateBatch
 
 IDLE_SECONDS = 0.1
+HOUSEKEEPING_SECONDS = 0.05
+"""How often leases and deadlines are looked at, at most; a step may be shorter."""
 ANSWER_GRACE_SECONDS = 5.0
 """How long past its deadline an answer is still worth publishing."""
 _PACE_MEMORY = 0.2
@@ -44,36 +44,50 @@ _PACE_MEMORY = 0.2
 _log = SafeLog("elma.worker")
 
 
+class Speaker(Protocol):
+    """What the computing thread needs of `reply.Replies`."""
+
+    def accepted(self, asker: Asker, lease_seconds: float) -> None:
+        """Promise an answer within `lease_seconds` once more."""
+
+    def error(self, asker: Asker, code: str, detail: str) -> None:
+        """End an accepted request without an answer."""
+
+    def answer(self, asker: Asker, payload: bytes, keep_until: float) -> None:
+        """Publish a sealed answer."""
+
+
 @dataclass(frozen=True)
 class Moved:
-    """What a step made of a window: its next state, or its spans after the last layer."""
+    """What a step made of a window: where its next state is, or its spans after the last layer."""
 
-    state: Tensor | None
+    window: Window
+    place: Placed | None
     spans: WindowSpans | None
 
 
-def run_one_layer(reader: Reader, batch: Sequence[Window]) -> list[Moved]:
+def run_one_layer(reader: Reader, windows: Sequence[Window], batch: StateBatch) -> list[Moved]:
     """One layer of windows whose next layers share their parameters, at whatever depths.
 
-    In the order of `batch`. Raises `reader.errors.ReaderError`.
+    `batch` has their states in that order; see `pieces.gather`. Raises `ReaderError`.
     """
-    states = StateBatch.of(
-        [window.state for window in batch], [window.question_tokens for window in batch]
-    )
-    layer = batch[0].layer
-    after = reader.run(states, layer, layer + 1)  # [B, T, H]
+    after = reader.run_mixed(batch, [window.layer + 1 for window in windows])
     last = reader.config.layers
-    finished = [row for row, window in enumerate(batch) if window.layer + 1 == last]
-    spans: dict[int, WindowSpans] = {}
-    if finished:
-        indexes = [batch[row].index for row in finished]
-        found = reader.spans(after.select(finished), last, indexes)
-        spans = dict(zip(finished, found, strict=True))
-    # Cloned: a row of a batch would keep the whole batch in memory.
-    return [
-        Moved(None, spans[row]) if row in spans else Moved(after.state(row).clone(), None)
-        for row in range(len(batch))
-    ]
+    done = [place for place, window in enumerate(windows) if window.layer + 1 == last]
+    going_on = [place for place, window in enumerate(windows) if window.layer + 1 < last]
+    moved = []
+    if done:
+        finished = after if not going_on else reader.engine.select(after, done)
+        found = reader.spans(finished, last, [windows[place].index for place in done])
+        moved += [
+            Moved(windows[place], None, spans) for place, spans in zip(done, found, strict=True)
+        ]
+    if going_on:
+        places = lay_down(reader.engine, after, going_on)
+        moved += [
+            Moved(windows[place], laid, None) for place, laid in zip(going_on, places, strict=True)
+        ]
+    return moved
 
 
 class Resumer:
@@ -83,7 +97,7 @@ class Resumer:
         self,
         queue: RequestQueue,
         releases: Releases,
-        replies: Replies,
+        replies: Speaker,
         guard: DuplicateGuard,
         metrics: WorkerMetrics,
         *,
@@ -97,6 +111,7 @@ class Resumer:
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="elma-compute", daemon=True)
         self._step_began: float | None = None
+        self._house_kept = float("-inf")
         self.seconds_a_request = 0.0
 
     @property
@@ -124,8 +139,7 @@ class Resumer:
     def _work(self) -> None:
         while not self._is_stopping.is_set():
             try:
-                self._drop_expired()
-                self._renew_leases()
+                self._keep_house()
                 batch = self._queue.take_batch(IDLE_SECONDS)
                 if batch:
                     self._step(batch)
@@ -134,12 +148,21 @@ class Resumer:
                 _log.error("compute_failed", error=describe_fault(error))
                 self._is_stopping.wait(IDLE_SECONDS)
 
+    def _keep_house(self) -> None:
+        """Between two steps, but not between all of them: with a thousand requests it costs."""
+        now = self._clock()
+        if now - self._house_kept >= HOUSEKEEPING_SECONDS:
+            self._drop_expired()
+            self._renew_leases()
+            self._house_kept = now
+
     def _drop_expired(self) -> None:
         """Nobody waits for these any more."""
         for request in self._queue.past_due(CLOCK_SKEW_SECONDS):
             if self._queue.remove(request):
                 self._guard.forget(*request.key)
                 self._metrics.expired.inc()
+                self._metrics.dropped_windows.labels("expired").inc(request.dropped_windows)
                 self._note_end(request, "expired")
 
     def _renew_leases(self) -> None:
@@ -156,36 +179,54 @@ class Resumer:
         finally:
             self._step_began = None
         elapsed = self._clock() - began
-        self._count(batch, elapsed)
+        has_results = any(result.spans is not None for result in moved)
+        self._count(batch, elapsed, has_results)
         for request in {window.request for window in batch}:
             request.compute_seconds += elapsed
         going_on = []
-        for window, result in zip(batch, moved, strict=True):
-            if result is None:
-                self._fail(window.request, "internal", "the window could not be computed")
-            elif result.spans is not None:
-                window.request.results[window.index] = result.spans
-                if window.request.is_complete:
-                    self._answer(window.request)
-            elif result.state is not None:
-                going_on.append(self._moved_on(window, result.state))
+        for result in moved:
+            request = result.window.request
+            if result.spans is not None:
+                request.results[result.window.index] = result.spans
+                if request.is_complete:
+                    self._answer(request)
+            elif result.place is not None:
+                going_on.append(self._moved_on(result.window, result.place))
+            else:
+                self._fail(request, "internal", "the window could not be computed")
         self._queue.enter(going_on)
 
-    def _run(self, batch: list[Window]) -> list[Moved | None]:
-        reader = self._releases.find(batch[0].release)
+    def _run(self, windows: list[Window]) -> list[Moved]:
+        reader = self._releases.find(windows[0].release)
         try:
-            return list(run_one_layer(reader, batch))
+            order, batch = gather(reader.engine, windows)
         except Exception as error:
-            self._metrics.failures.labels("batch").inc()
-            _log.error("batch_failed", windows=len(batch), error=describe_fault(error))
-        if len(batch) == 1:
-            return [None]
-        return [result for window in batch for result in self._run([window])]
+            self._note_failure(windows, error)
+            return [Moved(window, None, None) for window in windows]
+        return self._run_or_part(reader, order, batch)
 
-    def _moved_on(self, window: Window, state: Tensor) -> Window:
+    def _run_or_part(
+        self, reader: Reader, windows: Sequence[Window], batch: StateBatch
+    ) -> list[Moved]:
+        try:
+            return run_one_layer(reader, windows, batch)
+        except Exception as error:
+            self._note_failure(windows, error)
+        if len(windows) == 1:
+            return [Moved(windows[0], None, None)]
+        return [
+            result
+            for place, window in enumerate(windows)
+            for result in self._run_or_part(reader, [window], reader.engine.select(batch, [place]))
+        ]
+
+    def _note_failure(self, windows: Sequence[Window], error: Exception) -> None:
+        self._metrics.failures.labels("batch").inc()
+        _log.error("batch_failed", windows=len(windows), error=describe_fault(error))
+
+    def _moved_on(self, window: Window, place: Placed) -> Window:
         reader = self._releases.find(window.release)
-        group = reader.config.group_of(window.layer + 2)
-        return window.moved_on(state, group)
+        return window.moved_on(place, reader.config.group_of(window.layer + 2))
 
     def _answer(self, request: HeldRequest) -> None:
         """Seal and publish the answer of a complete request, unless it was cancelled meanwhile."""
@@ -216,17 +257,26 @@ class Resumer:
     def _fail(self, request: HeldRequest, code: str, detail: str) -> None:
         if self._queue.remove(request):
             self._guard.forget(*request.key)
+            self._metrics.dropped_windows.labels("failed").inc(request.dropped_windows)
             self._replies.error(request.asker, code, detail)
             self._note_end(request, "failed", code=code)
 
-    def _count(self, batch: Sequence[Window], elapsed: float) -> None:
-        metrics = self._metrics
+    def _count(self, batch: Sequence[Window], elapsed: float, has_results: bool) -> None:
+        metrics, group = self._metrics, str(batch[0].group)
+        tokens = sum(window.length_tokens for window in batch)
+        pace = self._releases.pace(batch[0].release)
+        # A GPU computes on while the next step is prepared, until a result is read.
+        is_on_cpu = self._releases.find(batch[0].release).engine.choice.device == "cpu"
+        pace.note(tokens, elapsed, is_finished=is_on_cpu or has_results)
+        metrics.seconds_per_token.labels(batch[0].release[:12]).set(pace.seconds_per_token)
         metrics.step_seconds.observe(elapsed)
-        metrics.batch_windows.observe(len(batch))
-        for window in batch:
-            metrics.windows.labels(str(window.layer + 1)).inc()
-        lengths = [window.length_tokens for window in batch]
-        metrics.padding.inc(max(lengths) * len(lengths) - sum(lengths))
+        metrics.batch_windows.labels(group).observe(len(batch))
+        metrics.batch_tokens.labels(group).observe(tokens)
+        metrics.tokens.labels(group).inc(tokens)
+        depths = Counter(window.layer for window in batch)
+        metrics.batch_depths.observe(len(depths))
+        for layer, windows in depths.items():
+            metrics.windows.labels(str(layer + 1)).inc(windows)
 
     def _note_end(self, request: HeldRequest, outcome: str, **more: str) -> None:
         """Count a held request's end, and write its one log line."""

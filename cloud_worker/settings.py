@@ -10,6 +10,7 @@ Relative paths in the file, and the two default paths of keys, are relative to t
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from cloud_worker.scheduler import BatchLimits
 from protocol.key_files import EDGES_FOLDER_NAME, POOL_SECRET_NAME
 from protocol.topics import DEFAULT_PRIORITY
 from protocol.wire import MAX_MESSAGE_BYTES
+from reader.engines.names import EngineName, PrecisionName
 
 DEFAULT_PORT = 8572
 ENVIRONMENT_PREFIX = "ELMA_WORKER_"
@@ -42,9 +44,16 @@ _RULES = SettingsRules(
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-def default_name() -> str:
-    """This machine's name; several workers on one machine need names of their own."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:48] or "worker"
+def default_name(port: int = DEFAULT_PORT) -> str:
+    """This machine's name, and the port of health where it is not the usual one.
+
+    So two workers of one machine never share a name, which is an identity at the broker; and a
+    restarted one keeps its name. Port 0, a free one, gets something random instead.
+    """
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40] or "worker"
+    if port == DEFAULT_PORT:
+        return host
+    return f"{host}-{port or secrets.token_hex(3)}"
 
 
 class _Table(BaseModel):
@@ -61,12 +70,12 @@ class HttpSettings(_Table):
 class BatchSettings(_Table):
     """What the scheduler may put together; see `scheduler.BatchLimits` for each."""
 
-    max_windows: Annotated[int, Field(ge=1, le=4_096)] = 16
-    max_tokens: Annotated[int, Field(ge=1_024, le=1_048_576)] = 4_096
-    max_padding: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    enough_windows: Annotated[int, Field(ge=1, le=4_096)] = 4
+    max_windows: Annotated[int, Field(ge=1, le=4_096)] = 256
+    max_tokens: Annotated[int, Field(ge=512, le=1_048_576)] = 32_768
+    step_seconds: Annotated[float, Field(gt=0, le=1)] = 0.02
     urgent_seconds: Annotated[float, Field(ge=0, le=3_600)] = 1.0
     max_wait_seconds: Annotated[float, Field(gt=0, le=3_600)] = 10.0
+    mixes_depths: bool = True
 
     @property
     def limits(self) -> BatchLimits:
@@ -78,9 +87,11 @@ class WorkerSettings(BaseSettings):
     """Everything a worker can be told.
 
     `name` is its identity at the broker; `older_models` are releases that devices may still use
-    beside `model`. `queue_bound` and `queue_bound_bytes` bound what it holds at once (requests, and
-    bytes of their decoded states). The broker hands over no sealed request of more than
-    `max_request_bytes`, and those that wait to be opened take at most `incoming_bound_bytes`.
+    beside `model`; `priorities` are the topics that it takes, the most urgent first. `engine`,
+    `precision` and `threads` say what computes; "auto" leaves it to `reader.engines.choosing`.
+    `queue_bound` and `queue_bound_bytes` bound what it holds at once (requests, and bytes of their
+    decoded states). The broker hands over no sealed request of more than `max_request_bytes`, and
+    those that wait to be opened take at most `incoming_bound_bytes`.
     `lease_seconds` is what it promises with `accepted`; `drain_seconds` is how long a stop waits
     for what was accepted.
     """
@@ -93,15 +104,15 @@ class WorkerSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")] = Field(
-        default_factory=default_name
-    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")] = ""  # `default_name`
     model: str = "elma-small"
     older_models: tuple[str, ...] = ()
     priorities: Annotated[tuple[Name, ...], Field(min_length=1)] = (DEFAULT_PRIORITY,)
     pool_secret_file: Path = Path(POOL_SECRET_NAME)
     edges_folder: Path = Path(EDGES_FOLDER_NAME)
-    torch_threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
+    engine: EngineName = "auto"
+    precision: PrecisionName = "auto"
+    threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     queue_bound: Annotated[int, Field(ge=1, le=10_000)] = 128
     queue_bound_bytes: Annotated[int, Field(ge=1_048_576)] = 256 * 1024 * 1024
     max_request_bytes: Annotated[int, Field(ge=64 * 1024, le=MAX_MESSAGE_BYTES)] = 4 * 1024 * 1024
@@ -127,12 +138,20 @@ class WorkerSettings(BaseSettings):
         """The largest packet that the broker is asked to send."""
         return self.max_request_bytes + PACKET_OVERHEAD_BYTES
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_name(cls, values: Any) -> Any:  # as pydantic hands them over, not yet checked
+        if not isinstance(values, dict) or values.get("name") is not None:
+            return values
+        http = values.get("http")
+        port = http.get("port") if isinstance(http, dict) else getattr(http, "port", None)
+        given = str(DEFAULT_PORT if port is None else port)
+        return values | {"name": default_name(int(given) if given.isdecimal() else DEFAULT_PORT)}
+
     @model_validator(mode="after")
     def _fits_together(self) -> WorkerSettings:
         if len(set(self.priorities)) != len(self.priorities):
             raise ValueError("priorities names one of them twice")
-        if self.batch.enough_windows > self.batch.max_windows:
-            raise ValueError("batch.enough_windows is above batch.max_windows")
         if self.largest_packet_bytes > self.incoming_bound_bytes:
             raise ValueError("incoming_bound_bytes holds not even one of max_request_bytes")
         return self

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker.log import SafeLog
@@ -27,6 +27,7 @@ from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference import InferenceThread, Job
 from edge_agent.lease import Reason
 from edge_agent.local_reading import LocalReading, Reading
+from edge_agent.memory import give_back
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.offload import CloudAnswer, Offloader
 from edge_agent.outbox import Entry, Outbox
@@ -73,8 +74,8 @@ class EdgeAgent:
         layers = reader.config.layers
         wanted = settings.max_edge_layers or reader.settings.default_edge_layers
         edge_layers = min(wanted, layers) if make_offloader is not None else layers
-        self.local = LocalReading(reader, edge_layers=edge_layers, codec=settings.offload.codec)
-        self.metrics = EdgeMetrics(layers)
+        self.local = LocalReading(reader, edge_layers=edge_layers)
+        self.metrics = EdgeMetrics(layers, reader.engine.choice)
         self.outbox = Outbox(settings.outbox)
         self._board = AnswerBoard()
         self._ending = Ending(self.outbox, self._board, self.metrics, clock)
@@ -94,10 +95,13 @@ class EdgeAgent:
         )
         self._path.offloader = self._offloader
         self._is_stopping = threading.Event()
+        self._is_warm = threading.Event()
+        self._pieces_rested = 0
         self._housekeeping = Housekeeping(
             self.outbox,
             self._ending,
             self._path.read_missed,
+            self._give_back_memory,
             retention_seconds=settings.retention_seconds,
             clock=clock,
         )
@@ -185,6 +189,11 @@ class EdgeAgent:
             raise UnknownRequest(f"request {request_id}: not accepted here, or past its retention")
         return entry, self._board.provisional(request_id)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a new question would be read at once: warmed up, sound and not stopping."""
+        return self._is_warm.is_set() and not self._is_stopping.is_set() and not self._problems()
+
     def health(self) -> dict[str, Any]:
         """The state of the agent, for `GET /healthz`."""
         cloud = None if self._offloader is None else self._offloader.health()
@@ -195,6 +204,7 @@ class EdgeAgent:
             "problems": problems,
             "name": self.settings.name,
             "model": {"name": self.reader.name, "digest": self.reader.digest},
+            "engine": asdict(self.reader.engine.choice),
             "layers": self.reader.config.layers,
             "edge_layers": self.local.edge_layers,
             "cloud": cloud,
@@ -238,7 +248,16 @@ class EdgeAgent:
 
     def _warm_up(self) -> Job:
         self.local.warm_up()
+        give_back()
+        self._is_warm.set()
         yield from ()
+
+    def _give_back_memory(self) -> None:
+        """Housekeeping: what questions needed, once there is none."""
+        pieces_run = self._inference.pieces_run
+        if self._inference.is_idle and pieces_run != self._pieces_rested:
+            self._pieces_rested = pieces_run
+            give_back()
 
     def _moment(self, deadline: float) -> float:
         """A deadline in unix seconds on the monotonic clock, which nobody sets back."""

@@ -2,13 +2,13 @@
 
     POST /v1/answer                 a question; answers when it is settled
     GET  /v1/answers/{request_id}   a stored answer, or 202 while it is pending
-    GET  /healthz  /metrics  /openapi.json  /docs
+    GET  /healthz  /readyz  /metrics  /openapi.json  /docs
 
 Inputs: HTTP requests, an `EdgeAgent`. Output: an ASGI application. Neighbours: `service` serves it,
-`http_messages` describes the bodies, `documentation` draws /docs. Bodies are read piece by piece
-against a bound and a deadline, and only `max_posts` questions wait at once; health and metrics have
-no such bound, so that they can be looked at when it is reached. Every refusal is JSON with a stable
-`error` code and a `reason` that never quotes the question.
+`admission` keeps web pages out, `http_messages` describes the bodies, `documentation` draws /docs.
+Bodies are read piece by piece against a bound and a deadline, and only `max_posts` questions wait
+at once; health and metrics have no such bound, so that they can be looked at when it is reached.
+Every refusal is JSON with a stable `error` code and a `reason` that never quotes the question.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.log import SafeLog
+from edge_agent.admission import check_body_type, check_host
 from edge_agent.agent import EdgeAgent
 from edge_agent.documentation import draw_documentation
 from edge_agent.ending import describe_fault
@@ -97,6 +98,8 @@ def _add_question_routes(app: FastAPI, agent: EdgeAgent, clock: Callable[[], flo
     async def answer(request: Request) -> Response:
         created = clock()
         http = settings.http
+        check_host(request.headers, http)
+        check_body_type(request.headers)
         with posts.one_more():
             body = await _read_body(request, http.max_body_bytes, http.body_seconds)
             question = read_question(body, settings, created=created)
@@ -110,7 +113,8 @@ def _add_question_routes(app: FastAPI, agent: EdgeAgent, clock: Callable[[], flo
         responses=ANSWER_RESPONSES,
         summary="Fetch a stored answer",
     )
-    async def stored_answer(request_id: str) -> Response:
+    async def stored_answer(request: Request, request_id: str) -> Response:
+        check_host(request.headers, settings.http)
         return await run_in_threadpool(_stored_answer, agent, request_id)
 
 
@@ -119,6 +123,10 @@ def _add_service_routes(app: FastAPI, agent: EdgeAgent) -> None:
     async def healthz() -> Response:
         health = agent.health()
         return JSONResponse(health, 200 if health["status"] == "ok" else 503)
+
+    @app.get("/readyz", summary="Whether a question would be read at once", response_model=None)
+    async def readyz() -> Response:
+        return JSONResponse({"is_ready": agent.is_ready}, 200 if agent.is_ready else 503)
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_model=None)
     async def metrics() -> Response:

@@ -51,6 +51,10 @@ class CloudSession(Protocol):
     def is_connected(self) -> bool:
         """Whether there is a live connection."""
 
+    @property
+    def maximum_packet_bytes(self) -> int:
+        """The largest packet that the broker takes, as far as it has said."""
+
     def start(self) -> object:
         """Begin to connect, in the background."""
 

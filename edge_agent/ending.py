@@ -118,6 +118,8 @@ class Ending:
                 "outcome": "answered" if outcome.answer else "no_answer",
                 "resolved_by": outcome.resolved_by,
                 "exit_layer": outcome.exit_layer,
+                "engine": outcome.engine,
+                "precision": outcome.precision,
                 "degraded": outcome.degraded,
                 "reason": reason and reason.value,
             }

@@ -11,6 +11,8 @@ EdgeError
     ├── InvalidQuestion       it cannot be read; another question could            HTTP 422
     ├── BodyTooLarge          it has more bytes than the agent reads               HTTP 413
     ├── BodyTooSlow           its bytes did not arrive in time                     HTTP 408
+    ├── UnsupportedBody       it is not declared as JSON                           HTTP 415
+    ├── ForeignHost           the request is addressed to some other host          HTTP 421
     ├── ConflictingQuestion   its id belongs to a question with other content      HTTP 409
     ├── QueueFull             the bounded queue has no place; come back later      HTTP 429
     └── NotAccepting          the agent is stopping, or cannot store it            HTTP 503
@@ -76,6 +78,20 @@ class BodyTooSlow(QuestionRefused):
 
     status = 408
     code = "body_too_slow"
+
+
+class UnsupportedBody(QuestionRefused):
+    """The body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_body"
+
+
+class ForeignHost(QuestionRefused):
+    """The request names a host that is not this device."""
+
+    status = 421
+    code = "foreign_host"
 
 
 class ConflictingQuestion(QuestionRefused):

@@ -1,7 +1,8 @@
 """What has to be done again and again: erase, store what could not be stored, read what was missed.
 
-Inputs: the outbox, the ending, a function that queues missed readings again. Output: a thread that
-looks at them every second until `stop`. Neighbour: `agent` starts and stops it.
+Inputs: the outbox, the ending, a function that queues missed readings again, one that rests after
+work. Output: a thread that calls them every second until `stop`. Neighbour: `agent` starts and
+stops it.
 
 A disk that was full for a while is noticed here when it has room again.
 """
@@ -29,11 +30,13 @@ class Housekeeping:
         outbox: Outbox,
         ending: Ending,
         read_missed: Callable[[], None],
+        rest: Callable[[], None],
         *,
         retention_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self._outbox, self._ending, self._read_missed = outbox, ending, read_missed
+        self._outbox, self._ending = outbox, ending
+        self._read_missed, self._rest = read_missed, rest
         self._retention_seconds, self._clock = retention_seconds, clock
         self._purge_seconds = min(max(retention_seconds / 4, 0.1), 60.0)
         self._next_purge = clock() + self._purge_seconds
@@ -52,6 +55,7 @@ class Housekeeping:
 
     def tidy(self) -> None:
         """One round. Raises OutboxError."""
+        self._rest()
         self._ending.store_again()
         if self._outbox.fault is not None:
             self._outbox.try_writing()

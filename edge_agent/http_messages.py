@@ -87,6 +87,8 @@ class AnswerBody(BaseModel):
     latency_ms: float
     bytes_sent: Annotated[int, Field(description="Sealed bytes published for this question.")]
     model: str
+    engine: Annotated[str, Field(description="What computed on the device.")]
+    precision: Annotated[str, Field(description="Of its matrix products.")]
     answers: Annotated[
         list[RankedAnswerBody] | None, Field(description="Best first, when top_k is above 1.")
     ] = None
@@ -117,6 +119,7 @@ _PENDING: dict[str, Any] = {"model": PendingBody, "description": "Accepted, not 
 ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
     202: _PENDING,
     404: {"model": ErrorBody, "description": "Not accepted here, or past its retention"},
+    421: {"model": ErrorBody, "description": "The request names a host that this device is not"},
     500: {"model": ErrorBody, "description": "The question could not be read: a fault of ours"},
 }
 POST_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -124,6 +127,8 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorBody, "description": "The body did not arrive in time"},
     409: {"model": ErrorBody, "description": "The request_id belongs to another question"},
     413: {"model": ErrorBody, "description": "The body is too large"},
+    415: {"model": ErrorBody, "description": "The body is not declared as application/json"},
+    421: {"model": ErrorBody, "description": "The request names a host that this device is not"},
     422: {"model": ErrorBody, "description": "The question cannot be read; the reason says why"},
     429: {"model": ErrorBody, "description": "The queue is full; Retry-After says when to return"},
     500: ANSWER_RESPONSES[500],

@@ -54,6 +54,8 @@ class InferenceThread:
         self._finishing_seconds = 0.0
         self._reserved = 0
         self._is_stopping = False
+        self._is_running = False
+        self._pieces_run = 0
         self._seconds_a_question = 0.1
         self._thread = threading.Thread(target=self._run, name="elma-inference", daemon=True)
 
@@ -61,6 +63,16 @@ class InferenceThread:
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def pieces_run(self) -> int:
+        """How many pieces of jobs were run so far."""
+        return self._pieces_run
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being run and nothing waits for it."""
+        return not self._is_running and not self._tasks
 
     @property
     def waiting_count(self) -> int:
@@ -131,11 +143,13 @@ class InferenceThread:
             begin = time.perf_counter()
             has_more = self._run_piece(task)
             task.seconds += time.perf_counter() - begin
+            self._pieces_run += 1
             with self._condition:
                 if has_more:
                     heapq.heappush(self._tasks, task)
                 else:
                     self._note_done(task)
+                self._is_running = False
 
     def _run_piece(self, task: _Task) -> bool:
         try:
@@ -160,6 +174,7 @@ class InferenceThread:
         with self._condition:
             while not self._is_stopping:
                 if self._tasks:
+                    self._is_running = True
                     return heapq.heappop(self._tasks)
                 # Woken by every job and by stop; the time limit is only a safety net.
                 self._condition.wait(timeout=1.0)

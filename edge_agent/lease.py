@@ -142,12 +142,16 @@ class Lease:
             return Step(Action.WAIT, min(self._until, finish_by))
         return Step(Action.SEND, now)
 
-    def published(self, now: float) -> None:
-        """The request went out; a word from a worker is due within `accept_seconds`."""
+    def published(self, now: float, transfer_seconds: float = 0.0) -> None:
+        """The request went out; a word from a worker is due within `accept_seconds` of its arrival.
+
+        `transfer_seconds` is how long its bytes should take.
+        """
         if not self.publications:
             self._first_sent = now
         self.publications += 1
-        self._phase, self._until = _Phase.SENT, now + self._rules.accept_seconds
+        self._phase = _Phase.SENT
+        self._until = now + self._rules.accept_seconds + transfer_seconds
 
     def postponed(self, now: float) -> None:
         """The session could not take the request just now (full, or just disconnected)."""
@@ -165,10 +169,19 @@ class Lease:
             pause = max(retry_after_seconds, self._rules.resend_pause_seconds)
             self._wait_until(now + self._spread(pause))
 
+    def packed_anew(self, now: float) -> None:
+        """The request has other bytes now, which nobody has seen: they go out at once."""
+        self._wait_until(now)
+
     def nobody_listens(self, now: float) -> None:
         """The broker had no worker to give the request to; tried again while patience lasts."""
         if self._phase is not _Phase.HELD:
             self._wait_until(now + self._spread(2 * self._rules.resend_pause_seconds))
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether it is published and no worker has said a word since."""
+        return self._phase is _Phase.SENT
 
     def is_held_by_another(self, worker: str) -> bool:
         """Whether a worker other than this one has promised an answer."""

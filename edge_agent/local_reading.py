@@ -18,15 +18,17 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from edge_agent.codec_choice import Offer
 from edge_agent.questions import FinalAnswer, Question, RankedAnswer, ResolvedBy
 from protocol.messages import MAX_SPANS, RequestWindow, ResumeRequest
+from reader.codecs import TOKENS, encode_tokens, tokens_bytes
 from reader.model import Reader
 from reader.spans import WindowSpans, choose_answers
-from reader.state_codecs import encode_state, state_bytes
 from reader.walk import Walk, finish, walk
 from reader.windows import Window
 
-WINDOWS_PER_BATCH = 8
+WINDOWS_PER_BATCH = 2
+"""More at once takes more memory and, on a device's few threads, no less time."""
 
 _Result = TypeVar("_Result")
 
@@ -88,12 +90,10 @@ class LocalReading:
         reader: Reader,
         *,
         edge_layers: int,
-        codec: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reader = reader
         self.edge_layers = edge_layers
-        self.codec = codec
         self._clock = clock
         self._seconds_a_token_layer = 2e-5
 
@@ -169,17 +169,38 @@ class LocalReading:
         layers = self.reader.config.layers - self.edge_layers
         return 0.05 + 1.5 * reading.unresolved_tokens * layers * self._seconds_a_token_layer
 
-    def state_bytes(self, reading: Reading) -> int:
-        """How many bytes the states of the unresolved windows take, without packing them."""
-        hidden_size = self.reader.config.hidden_size
-        return sum(
-            state_bytes(self.codec, len(reading.windows[index]), hidden_size)
-            for index in reading.unresolved
-        )
+    def offers(self, reading: Reading, codec: str, *, may_send_tokens: bool) -> list[Offer]:
+        """How the unresolved windows could be sent, without packing them.
 
-    def request(self, reading: Reading) -> ResumeRequest:
-        """The unresolved windows with their states, packed."""
-        return ResumeRequest(tuple(self._request_windows(reading)), top_spans=MAX_SPANS)
+        `codec` names one, or is "auto": then every one whose loss is known, and the token ids
+        where they may be sent. Raises `reader.errors.UnknownCodec`.
+        """
+        codecs, layer = self.reader.codecs, self.edge_layers
+        lengths = [len(reading.windows[index]) for index in reading.unresolved]
+
+        def offer(name: str, loss: float) -> Offer:
+            return Offer(name, sum(codecs.size(name, layer, tokens) for tokens in lengths), loss)
+
+        if codec != "auto":
+            return [offer(codec, 0.0)]
+        losses = [(name, codecs.loss(name, layer)) for name in codecs.names(layer)]
+        offers = [offer(name, loss) for name, loss in losses if loss is not None]
+        if may_send_tokens:
+            size = sum(tokens_bytes(tokens, self.reader.config.vocab_size) for tokens in lengths)
+            again = sum(lengths) * layer * self._seconds_a_token_layer
+            offers.append(Offer(TOKENS, size, 0.0, extra_seconds=again))
+        return offers
+
+    def request(self, reading: Reading, codec: str) -> ResumeRequest:
+        """The unresolved windows, packed by a codec, or as token ids; copies, so any thread may.
+
+        Raises `reader.errors.StateError`.
+        """
+        if codec == TOKENS:
+            windows = self._token_windows(reading)
+        else:
+            windows = self._state_windows(reading, codec)
+        return ResumeRequest(tuple(windows), top_spans=MAX_SPANS)
 
     def answer(
         self,
@@ -217,22 +238,36 @@ class LocalReading:
             latency_ms=round(max(latency_seconds, 0.0) * 1000, 3),
             bytes_sent=bytes_sent,
             model=self.model,
+            engine=self.reader.engine.choice.name,
+            precision=self.reader.engine.choice.precision,
             answers=ranked if question.top_k > 1 else (),
         )
 
-    def _request_windows(self, reading: Reading) -> Iterator[RequestWindow]:
+    def _token_windows(self, reading: Reading) -> Iterator[RequestWindow]:
+        for index in reading.unresolved:
+            window = reading.windows[index]
+            yield RequestWindow(
+                index=index,
+                from_layer=0,
+                length_tokens=len(window),
+                question_tokens=window.question_tokens,
+                codec=TOKENS,
+                state=encode_tokens(window.token_ids, self.reader.config.vocab_size),
+            )
+
+    def _state_windows(self, reading: Reading, codec: str) -> Iterator[RequestWindow]:
         for part in reading.walks:
             if part.unresolved is None:
                 continue
-            for row, index in enumerate(part.unresolved_indexes):
-                state = part.unresolved.state(row)  # [T, H]
+            states = self.reader.engine.states(part.unresolved)  # [T, H] each
+            for index, state in zip(part.unresolved_indexes, states, strict=True):
                 yield RequestWindow(
                     index=index,
                     from_layer=part.last_layer,
                     length_tokens=int(state.shape[0]),
                     question_tokens=reading.windows[index].question_tokens,
-                    codec=self.codec,
-                    state=encode_state(self.codec, state),
+                    codec=codec,
+                    state=self.reader.codecs.encode(codec, part.last_layer, state),
                 )
 
     def _note_pace(self, seconds: float, token_layers: int) -> None:

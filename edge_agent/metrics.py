@@ -7,18 +7,24 @@ label ever holds an id.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from edge_agent.questions import Failure, Outcome
+from reader.engines.engine import EngineChoice
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BYTES = tuple(float(2**power) for power in range(12, 25))
 
 
 class EdgeMetrics:
-    """Every metric of one agent of `layers` layers; the fields are used where things happen."""
+    """Every metric of one agent of `layers` layers; the fields are used where things happen.
 
-    def __init__(self, layers: int) -> None:
+    `choice` is what computes.
+    """
+
+    def __init__(self, layers: int, choice: EngineChoice) -> None:
         self.registry = CollectorRegistry()
         counter, histogram = self._counter, self._histogram
         self.questions = counter(
@@ -29,6 +35,9 @@ class EdgeMetrics:
             "degraded", "Questions finished here because the cloud did not answer.", ["reason"]
         )
         self.publications = counter("publications", "Requests published, repeats included.", [])
+        self.packed = counter(
+            "requests_packed", "Requests by the codec of their states.", ["codec"]
+        )
         self.retries = counter("retries", "Requests published again.", [])
         self.ignored = counter(
             "ignored_messages", "Messages that changed nothing: forged, late, malformed.", ["cause"]
@@ -49,6 +58,9 @@ class EdgeMetrics:
         self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
         self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
         self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")
+        self._gauge("engine_info", "1, for what computes.", ["engine", "precision"]).labels(
+            choice.name, choice.precision
+        ).set(1)
 
     def count_outcome(self, outcome: Outcome, seconds: float) -> None:
         """Count one final answer that was reached `seconds` after acceptance."""
@@ -67,8 +79,8 @@ class EdgeMetrics:
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"elma_edge_{name}_total", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"elma_edge_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"elma_edge_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"elma_edge_{name}", text, buckets=buckets, registry=self.registry)

@@ -3,8 +3,8 @@
 Inputs: readings that the device could not settle (`submit`, on the inference thread); deliveries,
 connection changes and acknowledgements of the one MQTT session. Outputs: for every submitted
 reading exactly one call, `on_answer` or `on_give_up`, from this file's thread. Neighbours: `lease`
-decides the next step of a request, `cloud_view` knows who is away, `cloud_messages` builds and
-checks what crosses the broker, `intake` brings what other threads leave for this one.
+decides the next step of a request, `cloud_view` knows who is away, `packing` and `cloud_messages`
+build and check what crosses the broker, `intake` brings what other threads leave for this one.
 
 What a person at the device may expect: an answer within their deadline, as good as possible.
 
@@ -49,10 +49,12 @@ from edge_agent.intake import Intake
 from edge_agent.lease import Action, Lease, Reason
 from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.packing import PackedRequest, Packer
 from edge_agent.questions import OffloadRecord
 from edge_agent.settings import OffloadSettings
 from protocol.errors import ProtocolError
 from protocol.messages import MAX_WINDOWS, Accepted, AnswerMessage, Busy, ErrorMessage
+from reader.errors import StateError
 from reader.spans import WindowSpans
 
 UNSUITED_ERRORS = frozenset({"unknown_release", "unknown_codec"})
@@ -81,13 +83,18 @@ class _Request:
     """One request under way; touched by the offload thread only."""
 
     reading: Reading
-    sealed: SealedRequest
+    packed: PackedRequest
     lease: Lease
     first_published: float | None = None
+    last_published: float = 0.0
     receipt: Receipt | None = None
     worker: str | None = None
     bytes_sent: int = 0
     again_at: float = 0.0
+
+    @property
+    def sealed(self) -> SealedRequest:
+        return self.packed.sealed
 
     @property
     def record(self) -> OffloadRecord:
@@ -124,6 +131,7 @@ class Offloader:
         self._backlog_seconds = backlog_seconds
         self._clock, self._wall_clock, self._random = clock, wall_clock, random_number
         self._cloud = CloudView(clock())
+        self._packer = Packer(local, sealer, settings, lambda: session.maximum_packet_bytes)
         self._requests: dict[str, _Request] = {}
         self._held_bytes = 0
         self._is_stopping = False
@@ -176,8 +184,8 @@ class Offloader:
         if self._cloud.is_hopeless(self._clock(), self._settings.cloud_wait_seconds):
             away = self._cloud.broker_away_since is not None
             return Reason.BROKER_AWAY if away else Reason.NO_WORKER
-        state_bytes = self._local.state_bytes(reading)
-        if state_bytes > self._settings.max_request_bytes or len(reading.unresolved) > MAX_WINDOWS:
+        state_bytes = self._packer.least_bytes(reading)
+        if state_bytes is None or len(reading.unresolved) > MAX_WINDOWS:
             return Reason.TOO_MANY_BYTES
         if self._in_flight >= self._settings.max_in_flight:
             return Reason.TOO_MANY_IN_FLIGHT
@@ -198,20 +206,21 @@ class Offloader:
         if lease.finish_by <= now:
             return Reason.DEADLINE
         try:
-            sealed = self._sealer.seal(question, self._local.request(reading))
-        except ProtocolError as error:
+            packed = self._packer.pack(reading, lease.finish_by - now)
+        except (ProtocolError, StateError) as error:
             _log.error(
                 "request_not_sealed",
                 request_id=question.request_id,
                 error=str(error),
             )
             return Reason.REFUSED
-        if len(sealed.payload) > self._settings.max_request_bytes:
+        if packed is None or len(packed.sealed.payload) > self._settings.max_request_bytes:
             return Reason.TOO_MANY_BYTES
         with self._counting:
             self._in_flight += 1
-            self._held_bytes += len(sealed.payload)
-        self._intake.submit(_Request(reading, sealed, lease))
+            self._held_bytes += len(packed.sealed.payload)
+        self._metrics.packed.labels(packed.codec).inc()
+        self._intake.submit(_Request(reading, packed, lease))
         return None
 
     def _drive(self) -> None:
@@ -252,6 +261,7 @@ class Offloader:
             self._cloud.disconnected(now)
             return
         self._cloud.connected()
+        self._packer.ask_again()
         for request in self._requests.values():
             request.receipt = None
             request.lease.connection_renewed(now)
@@ -268,8 +278,11 @@ class Offloader:
     def _step(self, request: _Request) -> None:
         now = self._clock()
         self._look_at_receipt(request, now)
+        failures = request.lease.failures
         step = request.lease.next(now, self._cloud, self._backlog_seconds())
         request.again_at = step.again_at
+        if request.lease.failures > failures and request.receipt is not None:
+            self._note_transfer(request, now)  # not even the broker has it all
         if step.action is Action.FINISH and step.reason is not None:
             self._give_up(request, step.reason)
         elif step.action is Action.SEND:
@@ -300,7 +313,9 @@ class Offloader:
         request.bytes_sent += len(request.sealed.payload)
         if request.first_published is None:
             request.first_published = now
-        request.lease.published(now)
+        request.last_published = now
+        transfer_seconds = self._packer.link.seconds(len(request.sealed.payload))
+        request.lease.published(now, transfer_seconds)
 
     def _look_at_receipt(self, request: _Request, now: float) -> None:
         """What the broker said of a publication: a bad word is acted on, a good one proves nothing.
@@ -340,6 +355,8 @@ class Offloader:
         now = self._clock()
         self._cloud.worker_spoke(now)
         request.worker = body.worker
+        if isinstance(body, Accepted | Busy) and request.lease.is_unanswered:
+            self._note_transfer(request, now)
         if isinstance(body, Accepted):
             request.lease.accepted(now, body.lease_seconds, body.worker)
         elif isinstance(body, Busy):
@@ -349,18 +366,48 @@ class Offloader:
         else:
             self._take_answer(request, body, now)
 
+    def _note_transfer(self, request: _Request, now: float) -> None:
+        """How long a request took to arrive; of a repeated one nobody knows which it was."""
+        if request.lease.publications == 1:
+            self._packer.link.note(len(request.sealed.payload), now - request.last_published)
+
     def _take_error(self, request: _Request, body: ErrorMessage, now: float) -> None:
         known = body.code if body.code in RETRYABLE_ERRORS else "final"
         self._metrics.worker_errors.labels(known).inc()
-        if body.code in UNSUITED_ERRORS:
+        is_held = request.lease.is_held_by_another(body.worker)
+        if body.code == "unknown_codec" and not is_held and self._pack_anew(request, now):
+            pass  # it is on its way in another codec
+        elif body.code in UNSUITED_ERRORS:
             request.lease.unsuited(now, body.worker)
-        elif request.lease.is_held_by_another(body.worker):
+        elif is_held:
             pass  # one that has it works on it; what this one lacks is of no matter
         elif body.code in RETRYABLE_ERRORS:
             request.lease.failed_at_one(now)
         else:
             self._give_up(request, Reason.REFUSED)
         _log.warning("worker_error", request_id=request.sealed.wire_id, code=body.code)
+
+    def _pack_anew(self, request: _Request, now: float) -> bool:
+        """Take another codec, after a worker lacked this one; False where there is none to take.
+
+        Other bytes need another wire id: a worker takes an id once.
+        """
+        seconds_left = request.lease.finish_by - now
+        try:
+            packed = self._packer.pack_anew(request.reading, request.packed.codec, seconds_left)
+        except (ProtocolError, StateError) as error:
+            _log.error("request_not_sealed", error=str(error))
+            return False
+        if packed is None:
+            return False
+        del self._requests[request.sealed.wire_id]
+        with self._counting:
+            self._held_bytes += len(packed.sealed.payload) - len(request.sealed.payload)
+        request.packed, request.receipt = packed, None
+        self._requests[packed.sealed.wire_id] = request
+        self._metrics.packed.labels(packed.codec).inc()
+        request.lease.packed_anew(now)
+        return True
 
     def _take_answer(self, request: _Request, body: AnswerMessage, now: float) -> None:
         results = check_answer(body, request.reading, self._local.reader.config.layers)

@@ -65,7 +65,8 @@ class FinalAnswer:
 
     `start` and `end` are characters of the passage (-1 without an answer); `score` and
     `no_answer_score` are probabilities; `exit_layer` is the deepest layer that any window of the
-    question needed; `latency_ms` runs from acceptance; `bytes_sent` counts sealed payloads.
+    question needed; `latency_ms` runs from acceptance; `bytes_sent` counts sealed payloads;
+    `engine` and `precision` are what computed on the device.
     """
 
     request_id: str
@@ -80,6 +81,8 @@ class FinalAnswer:
     latency_ms: float
     bytes_sent: int
     model: str
+    engine: str = ""
+    precision: str = ""
     answers: tuple[RankedAnswer, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

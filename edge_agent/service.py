@@ -21,6 +21,7 @@ from edge_agent.agent import EdgeAgent, OffloaderFactory, OffloadParts
 from edge_agent.app import create_app
 from edge_agent.cloud_messages import RequestSealer, presence
 from edge_agent.errors import ListenError, SettingsError
+from edge_agent.memory import keep_small
 from edge_agent.offload import Offloader
 from edge_agent.settings import EdgeSettings
 from edge_agent.slow_clients import PatientProtocol
@@ -44,6 +45,7 @@ def run_edge(settings: EdgeSettings) -> None:
     Raises SettingsError, ListenError, OutboxError, `reader.errors.ModelFolderError`,
     `protocol.errors.KeyFileError` or `broker.errors.BrokerSettingsError` before it serves.
     """
+    keep_small()
     with listen(settings) as listener:
         agent = make_agent(settings)
         agent.start()
@@ -53,7 +55,12 @@ def run_edge(settings: EdgeSettings) -> None:
 def make_agent(settings: EdgeSettings) -> EdgeAgent:
     """The agent that the settings describe, its keys and model loaded, not started."""
     make_offloader = _offloader_factory(settings)
-    reader = Reader.load(settings.model, threads=settings.torch_threads)
+    reader = Reader.load(
+        settings.model,
+        threads=settings.threads,
+        engine=settings.engine,
+        precision=settings.precision,
+    )
     return EdgeAgent(settings, reader, make_offloader=make_offloader)
 
 
@@ -89,6 +96,7 @@ class EdgeServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where the agent listens, with the real port where it was 0."""
         await super().startup(sockets)
+        choice = self._agent.reader.engine.choice
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -97,6 +105,9 @@ class EdgeServer(uvicorn.Server):
                 url=f"http://{shown}:{port}",
                 name=self._agent.settings.name,
                 model=self._agent.local.model,
+                engine=choice.name,
+                precision=choice.precision,
+                threads=choice.threads,
                 edge_layers=self._agent.local.edge_layers,
             )
 

@@ -23,6 +23,7 @@ from broker.configuration import SettingsRules, read_settings
 from broker.settings import BrokerSettings
 from edge_agent.errors import SettingsError
 from edge_agent.lease import LeaseRules
+from reader.engines.names import EngineName, PrecisionName
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8571
@@ -35,6 +36,7 @@ _RULES = SettingsRules(
 )
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+CodecName = Literal["auto", "fp32", "fp16", "int8", "int4", "bottleneck"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -45,11 +47,14 @@ class _Table(BaseModel):
 class HttpSettings(_Table):
     """The local HTTP interface. It has no login: keep it on the device's own address.
 
-    `max_posts` bounds the questions that wait for their answer on an open connection.
+    `allowed_hosts` are names of this device that a request may be addressed to, beside `host`,
+    `localhost` and any IP address; "*" takes every name. `max_posts` bounds the questions that wait
+    for their answer on an open connection.
     """
 
     host: str = DEFAULT_HOST
     port: Annotated[int, Field(ge=0, le=65_535)] = DEFAULT_PORT
+    allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: Annotated[int, Field(ge=1_024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
     body_seconds: Seconds = 10.0
     max_posts: Annotated[int, Field(ge=1, le=10_000)] = 512
@@ -60,12 +65,15 @@ class OffloadSettings(_Table):
 
     Without the two key files nothing is ever sent. `max_request_bytes` bounds one sealed request,
     `max_in_flight` and `max_in_flight_bytes` all that wait for an answer at once; a question past a
-    bound is finished on the device.
+    bound is finished on the device. `codec` says how states are packed; "auto" decides for each
+    request (`codec_choice`). `privacy`: with "allow-tokens" that choice may also send the token ids
+    of question and passage, from which the worker reads both.
     """
 
     edge_key_file: Path | None = None
     pool_public_key_file: Path | None = None
-    codec: Literal["fp16", "int8", "fp32"] = "fp16"
+    codec: CodecName = "auto"
+    privacy: Literal["states-only", "allow-tokens"] = "states-only"
     priority: Name = "normal"
     accept_seconds: Seconds = 1.0
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
@@ -87,9 +95,11 @@ class OffloadSettings(_Table):
 class EdgeSettings(BaseSettings):
     """Everything an edge agent can be told; the defaults make one that works alone.
 
-    `name` is the edge's identity at the broker. `max_edge_layers` is the deepest layer run before
-    the cloud is asked; the model's own choice where it is not set. `retention_seconds` is how long
-    an answer can be fetched again. `shutdown_seconds` is how long a stop waits for questions.
+    `name` is the edge's identity at the broker. `engine`, `precision` and `threads` say what
+    computes; "auto" leaves it to `reader.engines.choosing`. `max_edge_layers` is the deepest layer
+    run before the cloud is asked; the model's own choice where it is not set. `retention_seconds`
+    is how long an answer can be fetched again. `shutdown_seconds` is how long a stop waits for
+    questions.
     """
 
     model_config = SettingsConfigDict(
@@ -103,8 +113,10 @@ class EdgeSettings(BaseSettings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")] = "edge"
     model: str = "elma-small"
     outbox: Path = Path("elma-edge.sqlite3")
+    engine: EngineName = "auto"
+    precision: PrecisionName = "auto"
+    threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     max_edge_layers: Annotated[int, Field(ge=1, le=64)] | None = None
-    torch_threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     queue_bound: Annotated[int, Field(ge=1, le=10_000)] = 256
     default_deadline_seconds: Seconds = 10.0
     max_deadline_seconds: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 60.0

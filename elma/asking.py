@@ -66,14 +66,16 @@ def ask_edge(asked: Asked, url: str) -> dict[str, Any]:
     return _answer_of(response, url)
 
 
-def ask_here(asked: Asked, model: str) -> dict[str, Any]:
+def ask_here(
+    asked: Asked, model: str, *, engine: str = "auto", precision: str = "auto"
+) -> dict[str, Any]:
     """The answer of a reader in this process, all its layers at hand. Raises ReaderError."""
     from edge_agent.local_reading import LocalReading
     from edge_agent.questions import Question
     from reader.model import Reader
 
-    reader = Reader.load(model)
-    local = LocalReading(reader, edge_layers=reader.config.layers, codec="fp32")
+    reader = Reader.load(model, engine=engine, precision=precision)
+    local = LocalReading(reader, edge_layers=reader.config.layers)
     begin = time.perf_counter()
     question = Question(
         request_id=uuid.uuid4().hex,

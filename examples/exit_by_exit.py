@@ -35,4 +35,6 @@ def main(question: str, passage: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(sys.argv[1], Path(sys.argv[2]).read_text(encoding="utf-8"))

@@ -51,7 +51,8 @@ ERROR_CODES = (
 
 @dataclass(frozen=True)
 class RequestWindow:
-    """One window's state after layer `from_layer`, packed by `codec`.
+    """One window's state after layer `from_layer`, packed by `codec`; or, where the codec's name
+    says so, its token ids (then the layer is 0).
 
     `length_tokens` (T) counts [CLS] question [SEP] passage [SEP]; the first `question_tokens`
     of them are [CLS] question [SEP].

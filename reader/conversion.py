@@ -23,7 +23,7 @@ from torch import Tensor
 from reader.config import ReaderConfig
 from reader.errors import ModelFolderError
 from reader.network import AlbertReader, Layer
-from reader.weights import load_network
+from reader.network_files import load_network
 
 _BERT_EMBEDDINGS = {
     "embeddings.word.weight": "embeddings.word_embeddings.weight",
@@ -99,8 +99,13 @@ def reshape_network(
     a late source group whose outputs are scaled by `damping` and whose norms are set to the
     statistics of their input, so that the deeper network starts out close to the source's output
     (post-norm networks cannot grow by exact identities). Exits of new layers start from the last.
+    Raises `ModelFolderError` for a network that was compressed already.
     """
     source = network.config
+    if source.kept_heads or source.inner_sizes or source.spans:
+        raise ModelFolderError(
+            "a compressed network cannot get other layers or groups; reshape it before compressing"
+        )
     config = ReaderConfig(
         **{**source.__dict__, "layers": layers, "groups": groups}  # the rest stays
     )

@@ -2,6 +2,7 @@
 
 ReaderError
 ├── ModelFolderError        a model folder is missing, incomplete or does not fit together
+├── EngineError             what should compute is not installed, or cannot do what was asked
 ├── InputError              what the caller asked cannot be read
 │   ├── EmptyQuestion
 │   ├── EmptyPassage
@@ -21,6 +22,10 @@ class ReaderError(Exception):
 
 class ModelFolderError(ReaderError):
     """A model folder is missing, incomplete, or its parts do not fit together."""
+
+
+class EngineError(ReaderError):
+    """An engine is not installed, or this machine cannot do the precision that was asked for."""
 
 
 class InputError(ReaderError):

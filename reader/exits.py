@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from reader.arrays import FloatArray, IntArray
 from reader.errors import ModelFolderError
 from reader.span_search import find_best_pairs
 
@@ -40,10 +40,10 @@ SETTINGS_FILE = "exits.json"
 class ExitView:
     """What a criterion may look at: one exit's outputs for B windows."""
 
-    start_logits: Tensor  # [B, T] float32, -inf where no answer can be
-    end_logits: Tensor  # [B, T]
-    certainty_logit: Tensor  # [B], the learned head
-    earlier_spans: Tensor  # [B, K, 2] int64, argmax start and end at the exits before this one
+    start_logits: FloatArray  # [B, T], -inf where no answer can be
+    end_logits: FloatArray  # [B, T]
+    certainty_logit: FloatArray  # [B], the learned head
+    earlier_spans: IntArray  # [B, K, 2], argmax start and end at the exits before this one
     no_answer_threshold: float = 0.0  # of this exit, see ExitSettings
     temperature: float = 1.0  # of this exit
 
@@ -51,46 +51,50 @@ class ExitView:
 class ExitCriterion(Protocol):
     """A way to be unsure."""
 
-    def __call__(self, view: ExitView) -> Tensor:
+    def __call__(self, view: ExitView) -> FloatArray:
         """Uncertainty `[B]` in 0..1, 0 for certain."""
         ...
 
 
-def entropy_uncertainty(view: ExitView) -> Tensor:
+def entropy_uncertainty(view: ExitView) -> FloatArray:
     """Normalised entropy, the mean of start and end."""
-    return (_normalised_entropy(view.start_logits) + _normalised_entropy(view.end_logits)) / 2
+    both = _normalised_entropy(view.start_logits) + _normalised_entropy(view.end_logits)
+    return both / np.float32(2)
 
 
-def margin_uncertainty(view: ExitView) -> Tensor:
+def margin_uncertainty(view: ExitView) -> FloatArray:
     """One minus the smaller probability gap between best and second."""
     gaps = []
     for logits in (view.start_logits, view.end_logits):
-        best = logits.softmax(1).topk(2, dim=1).values  # [B, 2]
-        gaps.append(best[:, 0] - best[:, 1])
-    return 1 - torch.minimum(gaps[0], gaps[1])
+        probability = np.exp(_log_softmax(logits))  # [B, T]
+        best = np.partition(probability, -2, axis=1)[:, -2:]  # [B, 2], second and best
+        gaps.append(best[:, 1] - best[:, 0])
+    uncertainty: FloatArray = 1 - np.minimum(gaps[0], gaps[1])
+    return uncertainty
 
 
-def patience_uncertainty(view: ExitView) -> Tensor:
+def patience_uncertainty(view: ExitView) -> FloatArray:
     """One over the number of consecutive exits, this one included, with the same best span."""
-    agree = (view.earlier_spans == best_span(view).unsqueeze(1)).all(2)  # [B, K]
-    run = agree.flip(1).long().cumprod(1).sum(1)  # [B], counted back from the newest
-    return 1 / (1 + run.float())
+    agree = (view.earlier_spans == best_span(view)[:, None]).all(2)  # [B, K]
+    run = agree[:, ::-1].cumprod(1).sum(1)  # [B], counted back from the newest
+    uncertainty: FloatArray = (1 / (1 + run)).astype(np.float32)
+    return uncertainty
 
 
-def learned_uncertainty(view: ExitView) -> Tensor:
+def learned_uncertainty(view: ExitView) -> FloatArray:
     """One minus the learned head's probability of being right."""
-    return 1 - view.certainty_logit.sigmoid()
+    return 1 - _sigmoid(view.certainty_logit)
 
 
-def decision_uncertainty(view: ExitView) -> Tensor:
+def decision_uncertainty(view: ExitView) -> FloatArray:
     """How near the calibrated choice between the best span and no answer is; 1 on the border."""
     null_scores = view.start_logits[:, 0] + view.end_logits[:, 0]  # [B]
     best = find_best_pairs(view.start_logits, view.end_logits).scores[:, 0]
     margin = (null_scores - view.no_answer_threshold - best) / view.temperature
-    return 2 * torch.sigmoid(-margin.abs())
+    return 2 * _sigmoid(-np.abs(margin))
 
 
-CRITERIA: dict[str, Callable[[ExitView], Tensor]] = {
+CRITERIA: dict[str, Callable[[ExitView], FloatArray]] = {
     "entropy": entropy_uncertainty,
     "margin": margin_uncertainty,
     "patience": patience_uncertainty,
@@ -101,9 +105,9 @@ CRITERIA: dict[str, Callable[[ExitView], Tensor]] = {
 CALIBRATED_CRITERIA = frozenset({"decision"})
 
 
-def best_span(view: ExitView) -> Tensor:
+def best_span(view: ExitView) -> IntArray:
     """Argmax start and end, `[B, 2]`: what patience compares."""
-    return torch.stack((view.start_logits.argmax(1), view.end_logits.argmax(1)), dim=1)
+    return np.stack((view.start_logits.argmax(1), view.end_logits.argmax(1)), axis=1)
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,21 @@ def _numbers(values: object) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _normalised_entropy(logits: Tensor) -> Tensor:
-    log_probability = logits.float().log_softmax(1)  # [B, T]
-    probability = log_probability.exp()
-    terms = torch.where(probability > 0, probability * log_probability, 0.0)
-    positions = torch.isfinite(logits).sum(1).clamp_min(2)
-    return -terms.sum(1) / positions.float().log()
+def _normalised_entropy(logits: FloatArray) -> FloatArray:
+    log_probability = _log_softmax(logits)  # [B, T]
+    probability = np.exp(log_probability)
+    terms = probability * np.where(probability > 0, log_probability, 0)
+    positions = np.maximum(np.isfinite(logits).sum(1), 2)
+    entropy: FloatArray = -terms.sum(1) / np.log(positions).astype(np.float32)
+    return entropy
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    """Over the last axis; the largest is taken off first, so that nothing overflows."""
+    shifted = logits - logits.max(1, keepdims=True)
+    normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return normalised
+
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * values)), dtype=np.float32)

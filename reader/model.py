@@ -1,8 +1,8 @@
 """`Reader`: a model folder, loaded, with text going in and spans coming out.
 
 In: a question and a passage, or a state from another machine. Out: states and spans at any layer.
-Path: `split` -> `embed` -> `run` -> `spans`, with `walk` on top for early exits. Neighbours: the
-edge calls all of it, the worker from `run` on.
+Path: `split` -> `embed` -> `run` -> `spans`, with `walk` on top for early exits. Neighbours: an
+`Engine` computes; the edge calls all of it, the worker from `run` on.
 """
 
 from __future__ import annotations
@@ -10,39 +10,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from reader.arrays import FloatArray, IntArray
+from reader.codecs import CodecSet
 from reader.config import ReaderConfig
+from reader.engines.choosing import load_engine
+from reader.engines.engine import Engine, ExitScores
 from reader.errors import InputError, ModelFolderError, StateShapeError
 from reader.exits import CRITERIA, ExitSettings, ExitView, best_span
-from reader.network import AlbertReader
 from reader.spans import WindowSpans, best_spans
 from reader.states import StateBatch
-from reader.weights import folder_digest, load_network, resolve_model_folder
+from reader.weights import folder_digest, resolve_model_folder
 from reader.windows import WINDOW_TOKENS, Window, WindowSplitter
 
 
 class Reader:
-    """An early-exit reader in evaluation mode; safe to share between threads that only read."""
+    """An early-exit reader; safe to share between threads that only read."""
 
     def __init__(
         self,
-        network: AlbertReader,
+        engine: Engine,
         splitter: WindowSplitter,
         settings: ExitSettings,
         *,
         name: str,
         digest: str,
+        codecs: CodecSet | None = None,
     ) -> None:
-        """Use `Reader.load`; this is for networks that are already in memory."""
-        if len(settings.exit_thresholds) != network.config.layers:
+        """Use `Reader.load`; this is for engines that are already in memory."""
+        if len(settings.exit_thresholds) != engine.config.layers:
             raise ModelFolderError(
                 f"{name}: exits.json has {len(settings.exit_thresholds)} layers, the network "
-                f"{network.config.layers}; run `elma calibrate` again"
+                f"{engine.config.layers}; run `elma calibrate` again"
             )
-        self.network, self.splitter, self.settings = network.eval(), splitter, settings
+        self.engine, self.splitter, self.settings = engine, splitter, settings
         self.name, self.digest = name, digest
+        self.codecs = codecs or CodecSet(engine.config.hidden_size)
 
     @classmethod
     def load(
@@ -51,81 +55,74 @@ class Reader:
         *,
         threads: int | None = None,
         settings: ExitSettings | None = None,
+        engine: str = "auto",
+        precision: str = "auto",
     ) -> Reader:
         """Load a folder, the shipped model by its name, or a hub id.
 
-        `threads` bounds torch's threads in this process. `settings` replaces those of the folder;
-        a folder without any never exits early. Raises `ModelFolderError`.
+        `threads` bounds the engine's threads in this process. `settings` replaces those of the
+        folder; a folder without any never exits early. `engine` and `precision`: see
+        `engines.choosing`. Raises `ModelFolderError`, `EngineError`.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
         folder = resolve_model_folder(model)
-        network = load_network(folder)
-        settings = (
-            settings
-            or ExitSettings.load(folder)
-            or ExitSettings.uncalibrated(network.config.layers)
-        )
-        window_tokens = min(WINDOW_TOKENS, network.config.max_positions)
+        computing = load_engine(folder, engine=engine, precision=precision, threads=threads)
+        config = computing.config
+        settings = settings or ExitSettings.load(folder) or ExitSettings.uncalibrated(config.layers)
+        window_tokens = min(WINDOW_TOKENS, config.max_positions)
         splitter = WindowSplitter(folder / "tokenizer.json", window_tokens=window_tokens)
-        return cls(network, splitter, settings, name=folder.name, digest=folder_digest(folder))
+        return cls(
+            computing,
+            splitter,
+            settings,
+            name=folder.name,
+            digest=folder_digest(folder),
+            codecs=CodecSet.load(folder, config),
+        )
 
     @property
     def config(self) -> ReaderConfig:
         """Sizes of the network."""
-        return self.network.config
+        return self.engine.config
 
     def split(self, question: str, passage: str) -> list[Window]:
         """Windows of a question; raises `InputError`."""
         return self.splitter.split(question, passage)
 
-    @torch.no_grad()
     def embed(self, windows: Sequence[Window]) -> StateBatch:
-        """The state after layer 0 of windows, `[B, T, H]`; raises `InputError` for none."""
+        """The state after layer 0 of windows; raises `InputError` for none."""
         if not windows:
             raise InputError("no window to read")
-        lengths = torch.tensor([len(window) for window in windows])
-        heads = torch.tensor([window.question_tokens for window in windows])
-        token_ids = torch.full((len(windows), int(lengths.max())), self.config.pad_token_id)
-        for row, window in enumerate(windows):
-            token_ids[row, : len(window)] = torch.tensor(window.token_ids)
-        position = torch.arange(token_ids.shape[1]).unsqueeze(0)  # [1, T]
-        types = (position >= heads.unsqueeze(1)) & (position < lengths.unsqueeze(1))
-        return StateBatch(self.network.embed(token_ids, types.long()), lengths, heads)
+        return self.engine.embed(
+            [window.token_ids for window in windows],
+            [window.question_tokens for window in windows],
+        )
 
-    @torch.no_grad()
     def run(self, batch: StateBatch, from_layer: int, to_layer: int) -> StateBatch:
         """Layers `from_layer + 1 .. to_layer`; exact resumption of what another machine began.
 
         Raises `StateShapeError` when the state is not this reader's, `ValueError` for layers that
         it does not have.
         """
-        if batch.hidden.shape[2] != self.config.hidden_size:
-            raise StateShapeError(
-                f"the state is {batch.hidden.shape[2]} wide, this reader {self.config.hidden_size}"
-            )
-        if batch.hidden.shape[1] > self.config.max_positions:
-            raise StateShapeError(
-                f"the state has {batch.hidden.shape[1]} tokens, "
-                f"this reader reads {self.config.max_positions}"
-            )
-        hidden = self.network.run(batch.hidden, batch.valid, from_layer, to_layer)
-        return batch.with_hidden(hidden)
+        self._check(batch)
+        return self.engine.run(batch, from_layer, to_layer)
 
-    @torch.no_grad()
-    def exit_logits(self, batch: StateBatch, layer: int) -> tuple[Tensor, Tensor]:
-        """Start and end logits `[B, T]` float32 of the exit behind `layer`, -inf where no answer
-        can be."""
-        logits = self.network.exit_logits(layer, batch.hidden).float()  # [B, T, 2]
-        logits = logits.masked_fill(~batch.answerable.unsqueeze(-1), -torch.inf)
-        return logits[..., 0], logits[..., 1]
+    def run_mixed(self, batch: StateBatch, layers: Sequence[int]) -> StateBatch:
+        """One layer of each window, `layers[i]` of window i, all of one parameter group.
 
-    @torch.no_grad()
+        Raises as `run` does.
+        """
+        self._check(batch)
+        return self.engine.run_mixed(batch, layers)
+
+    def exit_logits(self, batch: StateBatch, layer: int) -> tuple[FloatArray, FloatArray]:
+        """Start and end logits `[B, T]` of the exit behind `layer`, -inf where no answer can be."""
+        return _masked(batch, self.engine.exit_scores(batch, layer))
+
     def view(
         self,
         batch: StateBatch,
         layer: int,
-        earlier_spans: Tensor,
+        earlier_spans: IntArray,
         settings: ExitSettings | None = None,
     ) -> ExitView:
         """What an exit criterion looks at; `earlier_spans` `[B, K, 2]` of the exits before.
@@ -133,18 +130,18 @@ class Reader:
         Thresholds and temperatures are those of `settings` (the reader's own if None).
         """
         chosen = settings or self.settings
-        start, end = self.exit_logits(batch, layer)
-        certainty = self.network.certainty_logit(layer, batch.hidden).float()
+        scores = self.engine.exit_scores(batch, layer)
+        start, end = _masked(batch, scores)
         return ExitView(
             start,
             end,
-            certainty,
+            scores.certainty,
             earlier_spans,
             no_answer_threshold=chosen.no_answer_thresholds[layer - 1],
             temperature=chosen.temperatures[layer - 1],
         )
 
-    def uncertainty(self, view: ExitView, settings: ExitSettings | None = None) -> Tensor:
+    def uncertainty(self, view: ExitView, settings: ExitSettings | None = None) -> FloatArray:
         """Uncertainty `[B]` under the criterion of `settings` (the reader's own if None)."""
         return CRITERIA[(settings or self.settings).criterion](view)
 
@@ -156,6 +153,30 @@ class Reader:
         return best_spans(start, end, window_indexes=window_indexes, layer=layer)
 
     @staticmethod
-    def best_span(view: ExitView) -> Tensor:
+    def best_span(view: ExitView) -> IntArray:
         """Argmax start and end `[B, 2]`, the history that patience compares."""
         return best_span(view)
+
+    def _check(self, batch: StateBatch) -> None:
+        width = batch.rows.shape[1]
+        if width != self.config.hidden_size:
+            raise StateShapeError(
+                f"the state is {width} wide, this reader {self.config.hidden_size}"
+            )
+        if max(batch.lengths) > self.config.max_positions:
+            raise StateShapeError(
+                f"the state has {max(batch.lengths)} tokens, "
+                f"this reader reads {self.config.max_positions}"
+            )
+
+
+def _masked(batch: StateBatch, scores: ExitScores) -> tuple[FloatArray, FloatArray]:
+    """Rows of logits as start and end `[B, T]`, -inf where no answer can be."""
+    answerable = batch.answerable  # [B, T]
+    logits = np.full((2, *answerable.shape), -np.inf, dtype=np.float32)
+    for window, (first, last) in enumerate(
+        zip(batch.boundaries, batch.boundaries[1:], strict=False)
+    ):
+        logits[:, window, : last - first] = scores.logits[first:last].T
+    logits[:, ~answerable] = -np.inf
+    return logits[0], logits[1]

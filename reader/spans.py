@@ -16,9 +16,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from reader.arrays import FloatArray
 from reader.exits import ExitSettings
 from reader.span_search import MAX_SPANS, find_best_pairs
 from reader.windows import Window
@@ -65,8 +65,8 @@ class Answer:
 
 
 def best_spans(
-    start_logits: Tensor,
-    end_logits: Tensor,
+    start_logits: FloatArray,
+    end_logits: FloatArray,
     *,
     window_indexes: Sequence[int],
     layer: int,
@@ -80,7 +80,7 @@ def best_spans(
     pairs = find_best_pairs(start_logits, end_logits, max_spans)
     columns = (pairs.start_tokens, pairs.end_tokens, pairs.start_logits, pairs.end_logits)
     start_tokens, end_tokens, starts, ends = (column.tolist() for column in columns)  # each [B][C]
-    found = torch.isfinite(pairs.scores).sum(1).tolist()  # the rest of each row is -inf
+    found = np.isfinite(pairs.scores).sum(1).tolist()  # the rest of each row is -inf
     results = []
     for row, index in enumerate(window_indexes):
         spans = tuple(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from reader.arrays import FloatArray, IntArray
 from reader.exits import ExitSettings
 from reader.model import Reader
 from reader.spans import WindowSpans, best_spans
@@ -34,7 +34,7 @@ class Walk:
     unresolved: StateBatch | None
     unresolved_indexes: tuple[int, ...]
     last_layer: int
-    history: Tensor = field(repr=False)  # [rows, layers run, 2], argmax spans of the unresolved
+    history: IntArray = field(repr=False)  # [rows, layers run, 2], argmax spans of the unresolved
 
     @property
     def results(self) -> dict[int, WindowSpans]:
@@ -63,7 +63,7 @@ def walk(
         unresolved=reader.embed(windows),
         unresolved_indexes=tuple(window.index for window in windows),
         last_layer=0,
-        history=torch.zeros((len(windows), 0, 2), dtype=torch.int64),
+        history=np.zeros((len(windows), 0, 2), dtype=np.int64),
     )
     return walk_on(reader, start, last_layer=last, settings=settings)
 
@@ -81,9 +81,11 @@ def walk_on(
         batch = reader.run(batch, layer - 1, layer)
         view = reader.view(batch, layer, history, chosen)
         if layer == reader.config.layers:
-            stops = torch.ones(len(batch), dtype=torch.bool)
+            stops = np.ones(len(batch), dtype=np.bool_)
         else:
-            stops = reader.uncertainty(view, chosen) <= chosen.exit_thresholds[layer - 1]
+            stops = reader.uncertainty(view, chosen) <= np.float32(
+                chosen.exit_thresholds[layer - 1]
+            )
         if layer == last_layer or bool(stops.any()):
             results = best_spans(
                 view.start_logits, view.end_logits, window_indexes=indexes, layer=layer
@@ -94,12 +96,12 @@ def walk_on(
             going = [row for row, stopped in enumerate(settled) if not stopped]
         else:
             going = list(range(len(batch)))
-        history = torch.cat((history, reader.best_span(view).unsqueeze(1)), dim=1)[going]
+        history = np.concatenate((history, reader.best_span(view)[:, None]), axis=1)[going]
         indexes = [indexes[row] for row in going]
         if not going:
             batch = None
         elif len(going) < len(batch):
-            batch = batch.select(going)
+            batch = reader.engine.select(batch, going)
     return Walk(
         resolved=resolved,
         provisional={index: provisional[index] for index in indexes if index in provisional},
@@ -122,15 +124,15 @@ def resume_walk(
     reader: Reader,
     *,
     resolved: dict[int, WindowSpans],
-    states: Sequence[Tensor],
+    states: Sequence[FloatArray],
     question_tokens: Sequence[int],
     window_indexes: Sequence[int],
     layer: int,
 ) -> Walk:
     """A walk rebuilt from states `[T_i, H]` after `layer` that were stored (an outbox after a
     crash). Patience starts anew."""
-    batch = StateBatch.of(states, question_tokens)
-    empty = torch.zeros((len(batch), 0, 2), dtype=torch.int64)
+    batch = reader.engine.pack(states, question_tokens)
+    empty = np.zeros((len(batch), 0, 2), dtype=np.int64)
     spans = reader.spans(batch, layer, window_indexes) if layer else []
     provisional = {result.window_index: result for result in spans}
     return Walk(dict(resolved), provisional, batch, tuple(window_indexes), layer, empty)

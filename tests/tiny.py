@@ -9,13 +9,24 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from reader.bottleneck import (
+    BOTTLENECK_FILE,
+    Bottleneck,
+    BottleneckTensors,
+    load_bottlenecks,
+    stored_tensors,
+)
+from reader.codecs import save_losses
 from reader.config import ReaderConfig
 from reader.exits import ExitSettings
 from reader.network import AlbertReader
-from reader.weights import save_network
+from reader.network_files import save_network
+from reader.weights import load_config
 
 WORDS = (
     "the a of in is was who what when where how many lighthouse built year light river city king "
@@ -37,6 +48,27 @@ def make_tiny_tokenizer(path: Path) -> int:
     tokenizer.add_special_tokens(pieces[:5])
     tokenizer.save(str(path))
     return len(pieces)
+
+
+def add_bottleneck(folder: Path, *, layer: int, bits: int = 8) -> None:
+    """Give a tiny model the codec `bottleneck` after a layer: every value in so many bits."""
+    config = load_config(folder)
+    hidden = config.hidden_size
+    one_class = (1, hidden)
+    codec = Bottleneck(
+        BottleneckTensors(
+            mean=np.zeros(hidden, np.float32),
+            down=np.eye(hidden, dtype=np.float32),
+            up=np.eye(hidden, dtype=np.float32),
+            bits=np.full(one_class, bits),
+            steps=np.full(one_class, 8 / 2**bits, np.float32),
+            offsets=np.zeros(one_class, np.float32),
+            one_in=(1,),
+        )
+    )
+    codecs = {**load_bottlenecks(folder, hidden), layer: codec}
+    save_file(stored_tensors(codecs), folder / BOTTLENECK_FILE)
+    save_losses(folder, layer, {"bottleneck": 0.1})
 
 
 def make_tiny_model(

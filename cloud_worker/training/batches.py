@@ -28,6 +28,7 @@ class Batch:
     token_ids: Tensor  # [B, T] int64
     token_types: Tensor  # [B, T] int64, 0 for the question
     valid: Tensor  # [B, T] bool, false on padding
+    question_tokens: Tensor  # [B] int64: leading tokens up to the passage
     answerable_positions: Tensor  # [B, T] bool: token 0 and passage tokens
     starts: Tensor  # [B] int64
     ends: Tensor  # [B] int64
@@ -86,6 +87,7 @@ def collate(windows: Sequence[TrainingWindow], *, pad_token_id: int) -> Batch:
         token_ids=token_ids,
         token_types=((position >= heads.unsqueeze(1)) & valid).long(),
         valid=valid,
+        question_tokens=heads,
         answerable_positions=passage | (position == 0),
         starts=torch.tensor([window.start for window in windows]),
         ends=torch.tensor([window.end for window in windows]),

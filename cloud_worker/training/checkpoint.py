@@ -1,49 +1,51 @@
 """A training run's memory: written every few minutes, read by `--resume`.
 
-In: the network, its running average, the optimiser and the step. Out: one safetensors file with
-the settings in its metadata, replaced atomically. Neighbours: `trainer`.
+In: the network, its running average, the optimiser, what is being compressed, and the step. Out:
+one safetensors file with settings and shape in its metadata, replaced atomically. Neighbours:
+`trainer`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from cloud_worker.training.settings import TrainingError, TrainSettings
-from reader.network import AlbertReader
+from reader.config import ReaderConfig
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 # Settings that may differ between a run and its continuation: the length may, the data may not.
 _FREE = ("checkpoint_seconds", "out", "steps", "epochs")
 
 
-def save_checkpoint(
-    folder: Path,
-    settings: TrainSettings,
-    network: AlbertReader,
-    average: dict[str, Tensor],
-    optimizer: Optimizer,
-    *,
-    step: int,
-    seconds: float,
-) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two steps: the network's shape as it is by now, and every tensor."""
+
+    config: ReaderConfig
+    step: int
+    seconds: float
+    tensors: Mapping[str, Tensor]
+
+
+def save_checkpoint(folder: Path, settings: TrainSettings, checkpoint: Checkpoint) -> None:
     """Write everything that the next step depends on; an interruption leaves the old file."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors.update({f"average.{name}": value for name, value in average.items()})
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{number}.{name}": value for name, value in state.items()})
-    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    tensors = {
+        name: value.detach().clone().contiguous() for name, value in checkpoint.tensors.items()
+    }
     metadata = {
         "settings": json.dumps(settings.as_json()),
-        "step": str(step),
-        "seconds": str(seconds),
+        "config": json.dumps(checkpoint.config.to_hugging_face()),
+        "step": str(checkpoint.step),
+        "seconds": str(checkpoint.seconds),
     }
     temporary = folder / f"{CHECKPOINT_FILE}.new"
     save_file(tensors, temporary, metadata=metadata)
@@ -52,14 +54,8 @@ def save_checkpoint(
     temporary.replace(folder / CHECKPOINT_FILE)
 
 
-def load_checkpoint(
-    folder: Path,
-    settings: TrainSettings,
-    network: AlbertReader,
-    average: dict[str, Tensor],
-    optimizer: Optimizer,
-) -> tuple[int, float]:
-    """Fill all four and return the step to go on from and the seconds spent so far.
+def load_checkpoint(folder: Path, settings: TrainSettings) -> Checkpoint:
+    """What `save_checkpoint` wrote there.
 
     Raises `TrainingError` when there is no checkpoint, or one of other settings.
     """
@@ -73,22 +69,12 @@ def load_checkpoint(
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} cannot be read: {error}; start without --resume") from error
     _check_same_settings(json.loads(metadata["settings"]), settings)
-    network.load_state_dict(_under("network.", tensors))
-    average.update(_under("average.", tensors))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", tensors).items():
-        number, part = name.split(".", 1)
-        state.setdefault(int(number), {})[part] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(metadata["step"]), float(metadata["seconds"])
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value.clone()
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+    return Checkpoint(
+        config=ReaderConfig.from_hugging_face(json.loads(metadata["config"])),
+        step=int(metadata["step"]),
+        seconds=float(metadata["seconds"]),
+        tensors=tensors,
+    )
 
 
 def _check_same_settings(stored: dict[str, object], settings: TrainSettings) -> None:

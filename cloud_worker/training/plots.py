@@ -11,11 +11,12 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from cloud_worker.training.measuring_errors import PlotError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZE_INCHES = (8.0, 5.0)
 PIXELS_PER_INCH = 150
@@ -59,8 +60,8 @@ class TrainingLog:
 
 
 def plot_frontier(frontier: Frontier, png_path: Path, *, title: str) -> None:
-    """Draw F1 against layers run and write it to `png_path`."""
-    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    """Draw F1 against layers run and write it to `png_path`. Raises `PlotError`."""
+    figure = _new_figure(*SIZE_INCHES)
     axes = figure.add_subplot()
     curves = (
         (frontier.oracle_curve, GREY, ":", "oracle: knows the gold answers (bound)"),
@@ -91,7 +92,7 @@ def plot_training_curves(csv_path: Path, png_path: Path) -> None:
     loss_exit_1..N. A last line that is still being written is left out. Raises `PlotError`.
     """
     log = read_training_log(csv_path)
-    figure = Figure(figsize=(SIZE_INCHES[0], SIZE_INCHES[1] * 1.6), layout="constrained")
+    figure = _new_figure(SIZE_INCHES[0], SIZE_INCHES[1] * 1.6)
     loss_axes, rate_axes, speed_axes = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
     for position, (name, values) in enumerate(log.exit_losses.items(), start=1):
         shade = 0.25 + 0.75 * position / len(log.exit_losses)
@@ -153,7 +154,20 @@ def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [point.mean_layer for point in points], [point.f1 for point in points]
 
 
+def _new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure. Raises `PlotError` where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure  # heavy, and optional: only those who draw pay for it
+    except ImportError as error:
+        raise PlotError(
+            "drawing needs matplotlib, which is not installed; pip install 'elma-qa[plot]'"
+        ) from error
+    return Figure(figsize=(width_inches, height_inches), dpi=PIXELS_PER_INCH, layout="constrained")
+
+
 def _save(figure: Figure, png_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     try:
         png_path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure).print_png(str(png_path))  # type: ignore[no-untyped-call]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cloud_worker.training.measuring_errors import EvaluationError
@@ -127,7 +126,7 @@ def record(
     recording = _empty_recording(questions, np.bincount(owners, minlength=len(questions)), reader)
     golds = [gold_answers(question) for question in questions]
     done = 0
-    for rows in _batches([len(window) for window in windows], batch_tokens):
+    for rows in in_batches([len(window) for window in windows], batch_tokens):
         _record_batch(reader, recording, rows, [windows[row] for row in rows], owners, golds)
         done += len(rows)
         if progress is not None:
@@ -145,21 +144,21 @@ def _record_batch(
 ) -> None:
     """Run one batch and write its rows of the recording's arrays."""
     batch = reader.embed(windows)
-    history = torch.zeros((len(rows), 0, 2), dtype=torch.int64)  # [B, layers run, 2]
+    history = np.zeros((len(rows), 0, 2), dtype=np.int64)  # [B, layers run, 2]
     for layer in range(1, reader.config.layers + 1):
         batch = reader.run(batch, layer - 1, layer)
         view = reader.view(batch, layer, history)
         for criterion, values in recording.uncertainty.items():
-            values[rows, layer - 1] = CRITERIA[criterion](view).numpy()
+            values[rows, layer - 1] = CRITERIA[criterion](view)
         # The window's row stands in for its index: `best_spans` only hands it through.
         results = best_spans(view.start_logits, view.end_logits, window_indexes=rows, layer=layer)
         for window, result in zip(windows, results, strict=True):
             owner = owners[result.window_index]
-            _record_spans(recording, window, result, owner, golds[owner])
-        history = torch.cat((history, reader.best_span(view).unsqueeze(1)), dim=1)
+            record_spans(recording, window, result, owner, golds[owner])
+        history = np.concatenate((history, reader.best_span(view)[:, None]), axis=1)
 
 
-def _record_spans(
+def record_spans(
     recording: Recording, window: Window, result: WindowSpans, owner: int, gold: GoldAnswers
 ) -> None:
     """Write what one exit says of one window, ranked as `reader.spans.choose_answers` ranks."""
@@ -220,7 +219,7 @@ def _check_identifiers(questions: Sequence[Question]) -> None:
         seen.add(question.id)
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def in_batches(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
     """Rows in batches of like length, longest first: memory runs out at once or not at all."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):

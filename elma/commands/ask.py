@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from elma.options import EngineOption, PrecisionOption
 from elma.output import CommandError, JsonOption, print_json, print_status
 
 
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(
+    context_of_call: typer.Context,
     question: Annotated[str, typer.Argument(help="The question, in words.")],
     file: Annotated[
         Path | None, typer.Option(help="UTF-8 file with the passage; - reads standard input.")
@@ -35,6 +37,8 @@ def ask(
     model: Annotated[
         str, typer.Option(envvar="ELMA_MODEL", help="For --local: model folder, or elma-small.")
     ] = "elma-small",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     top_k: Annotated[int, typer.Option(min=1, max=20, help="How many answers.")] = 1,
     deadline_seconds: Annotated[
         float | None, typer.Option(min=0.001, help="How long to wait; the agent's own if absent.")
@@ -50,9 +54,15 @@ def ask(
 
     if local and edge is not None:
         raise CommandError("--local and --edge exclude each other; give one", exit_status=2)
+    if not local:
+        _refuse_local_options(context_of_call)
+
+    def answer_here() -> dict[str, Any]:
+        return ask_here(asked, model, engine=engine, precision=precision)
+
     asked = Asked(question, _read_passage(file, context), top_k, deadline_seconds)
     if local:
-        answer = ask_here(asked, model)
+        answer = answer_here()
     elif edge is not None:
         answer = ask_edge(asked, edge)
     else:
@@ -60,11 +70,26 @@ def ask(
             answer = ask_edge(asked, DEFAULT_EDGE_URL)
         except NoEdgeThere:
             print_status(f"no edge agent at {DEFAULT_EDGE_URL}; answering in this process")
-            answer = ask_here(asked, model)
+            answer = answer_here()
     if as_json:
         print_json(answer)
     else:
         _print_answer(answer)
+
+
+def _refuse_local_options(call: typer.Context) -> None:
+    """An agent answers with its own model; what only this process heeds must not look heeded.
+
+    From the environment they are for those calls that are local.
+    """
+    for name in ("model", "engine", "precision"):
+        source = call.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise CommandError(
+                f"--{name} is for --local: an edge agent answers with its own; "
+                f"add --local, or leave --{name} out",
+                exit_status=2,
+            )
 
 
 def _read_passage(file: Path | None, context: str | None) -> str:

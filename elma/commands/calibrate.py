@@ -23,6 +23,7 @@ from elma.commands.evaluate import (
     metric_cells,
     progress_bar,
 )
+from elma.options import EngineOption, PrecisionOption
 from elma.output import CommandError, JsonOption, print_json, print_status, print_table
 
 
@@ -65,6 +66,8 @@ def calibrate(
         Path | None, typer.Option(help="Folder for exits.json. Default: the model's own folder.")
     ] = None,
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Choose no-answer thresholds, temperatures and exit thresholds, with a bound on the loss."""
@@ -78,7 +81,7 @@ def calibrate(
     halves = {
         half: choose_questions(questions, half, limit) for half in (Half.CALIBRATION, Half.REPORT)
     }
-    reader = Reader.load(model, threads=threads)
+    reader = Reader.load(model, threads=threads, engine=engine, precision=precision)
     edge_layers = max_edge_layers or (reader.config.layers + 1) // 2
     request = calibration.Request(
         max_f1_drop, confidence, criterion, edge_layers, max_has_answer_drop
@@ -105,6 +108,7 @@ def calibrate(
         ) from error
     report: dict[str, Any] = {
         "model": reader.name,
+        "engine": asdict(reader.engine.choice),
         "data": str(data),
         "settings_file": str(folder / "exits.json"),
         "settings": asdict(chosen.settings),

@@ -1,6 +1,6 @@
 """`elma convert`: a checkpoint in, a model folder of another shape or storage out.
 
-Neighbours: `reader.conversion` converts, `reader.weights` saves.
+Neighbours: `reader.conversion` converts, `reader.network_files` saves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from elma.extras import require_extra
 
 
 class Storage(StrEnum):
@@ -43,11 +45,13 @@ def convert(
     Without --layers and --groups the network computes what the source did; with them it is a warm
     start that wants training.
     """
-    import torch
+    require_extra("torch", "elma convert")
 
     from reader.conversion import load_any_checkpoint, reshape_network
     from reader.exits import SETTINGS_FILE
-    from reader.weights import resolve_model_folder, save_network
+    from reader.network_files import save_network
+    from reader.storage import FLOAT16, FLOAT32, PACKED
+    from reader.weights import resolve_model_folder
 
     folder = resolve_model_folder(source)
     network = load_any_checkpoint(folder)
@@ -59,8 +63,7 @@ def convert(
         network,
         out,
         tokenizer_from=folder,
-        packed=storage is Storage.PACKED,
-        dtype=torch.float16 if storage is Storage.FLOAT16 else torch.float32,
+        storage={"float32": FLOAT32, "float16": FLOAT16, "packed": PACKED}[storage.value],
     )
     if not reshaped and (folder / SETTINGS_FILE).is_file() and folder.resolve() != out.resolve():
         shutil.copyfile(folder / SETTINGS_FILE, out / SETTINGS_FILE)

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from elma.options import ServiceEngineOption, ServicePrecisionOption
+
 app = typer.Typer(help="The agent on the device: answers over local HTTP.", no_args_is_help=True)
 
 
@@ -29,6 +31,9 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of this edge at the broker.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder, or elma-small.")] = None,
     outbox: Annotated[Path | None, typer.Option(help="SQLite file of accepted questions.")] = None,
+    engine: ServiceEngineOption = None,
+    precision: ServicePrecisionOption = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the reader.")] = None,
     max_edge_layers: Annotated[
         int | None, typer.Option(help="Deepest layer run before the cloud is asked.")
     ] = None,
@@ -40,7 +45,9 @@ def run(
     pool_public_key_file: Annotated[
         Path | None, typer.Option(help="The public key of the worker pool.")
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="State codec: fp16, int8 or fp32.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="State codec: auto, fp32, fp16, int8, int4 or bottleneck.")
+    ] = None,
 ) -> None:
     """Answer questions over local HTTP until stopped, with or without a broker.
 
@@ -53,6 +60,9 @@ def run(
         "name": name,
         "model": model,
         "outbox": outbox,
+        "engine": engine,
+        "precision": precision,
+        "threads": threads,
         "max_edge_layers": max_edge_layers,
         "http": {"host": host, "port": port},
         "broker": {"host": broker_host, "port": broker_port},

@@ -1,8 +1,9 @@
 """`elma evaluate`: what a reader is worth on a SQuAD file, at every exit and under its policy.
 
 Input: a model folder and a question file. Output: a table or JSON on stdout; on request a picture
-of the frontier and the predictions in the official format.
-Neighbours: `cloud_worker.training.recording` runs the reader, `.evaluation` measures.
+of the frontier, the predictions in the official format, and what each state codec loses.
+Neighbours: `cloud_worker.training.recording` runs the reader, `.evaluation` and
+`.codec_evaluation` measure.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elma.extras import require_extra
+from elma.options import EngineOption, PrecisionOption
 from elma.output import CommandError, JsonOption, print_json, print_status, print_table
 
 if TYPE_CHECKING:
+    from cloud_worker.training.codec_evaluation import CodecTable
+    from cloud_worker.training.recording import Recording
     from cloud_worker.training.squad_files import Question
+    from reader.model import Reader
 
 MODEL_HELP = "A model folder, elma-small, or a hub id."
 DATA_HELP = "SQuAD 1.1 or 2.0 JSON, plain or gzipped."
@@ -58,6 +64,19 @@ def evaluate(
         int | None, typer.Option(min=1, help="Only the first questions of the (half) file.")
     ] = None,
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Also answer what is offloaded through this state codec, or all."),
+    ] = None,
+    offload_all: Annotated[
+        bool, typer.Option("--offload-all", help="For --codec: as if nothing had exited before.")
+    ] = False,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Keep the losses of --codec in the model, for codec = auto."),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Write F1 against layers run to this PNG.")
     ] = None,
@@ -67,14 +86,25 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a reader: official SQuAD 2.0 metrics at full depth, at every exit and by policy."""
+    if plot is not None:
+        require_extra("plot", "--plot")
+    if save and (codec is None or half is not Half.CALIBRATION):
+        raise CommandError(
+            "--save keeps what --codec measures on the calibration half; "
+            "give --codec all --half calibration",
+            exit_status=2,
+        )
+
     from cloud_worker.training import evaluation
     from cloud_worker.training.plots import plot_frontier
     from cloud_worker.training.recording import record
     from cloud_worker.training.squad_files import read_squad
+    from reader.codecs import LOSSES_FILE, save_losses
     from reader.model import Reader
+    from reader.weights import resolve_model_folder
 
     questions = choose_questions(read_squad(data), half, limit)
-    reader = Reader.load(model, threads=threads)
+    reader = Reader.load(model, threads=threads, engine=engine, precision=precision)
     edge_layers = max_edge_layers or reader.settings.default_edge_layers
     if edge_layers > reader.config.layers:
         raise CommandError(
@@ -95,6 +125,15 @@ def evaluate(
         "digest": reader.digest,
         **evaluation.evaluation_report(recording, reader.settings, max_edge_layers=edge_layers),
     }
+    table = None
+    if codec is not None:
+        table = _measure_codecs(reader, recording, codec, edge_layers, everything=offload_all)
+        report["codecs"] = [row.as_json() for row in table.rows]
+        report["offloaded_questions"] = table.questions
+        if save:
+            folder = resolve_model_folder(model)
+            save_losses(folder, edge_layers, table.losses)
+            print_status(f"losses: {folder / LOSSES_FILE}")
     if plot is not None:
         title = f"{reader.name} on {data.name} ({half.value}, {len(questions)} questions)"
         plot_frontier(evaluation.frontier(recording, reader.settings), plot, title=title)
@@ -106,6 +145,8 @@ def evaluate(
         print_json(report)
     else:
         _print_report(report)
+        if table is not None:
+            _print_codecs(table, edge_layers)
 
 
 def choose_questions(
@@ -127,8 +168,8 @@ def choose_questions(
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; the value is called with (windows done, windows in all)."""
+def progress_bar(label: str, unit: str = "windows") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; the value is called with (units done, units in all)."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -142,7 +183,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("windows"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -166,6 +207,51 @@ def metric_cells(metrics: dict[str, Any]) -> list[str]:
 
 
 METRIC_COLUMNS = ("F1", "exact", "HasAns F1", "HasAns exact", "NoAns F1")
+
+
+def _measure_codecs(
+    reader: Reader, recording: Recording, codec: str, edge_layers: int, *, everything: bool
+) -> CodecTable:
+    """The offloaded questions through one codec, or through all and as token ids."""
+    from cloud_worker.training.codec_evaluation import evaluate_codecs
+    from reader.codecs import TOKENS
+
+    known = (*reader.codecs.names(edge_layers), TOKENS)
+    if codec not in ("all", *known):
+        raise CommandError(
+            f"--codec {codec}: {reader.name} has {', '.join(known)} after layer {edge_layers}, "
+            "or all of them",
+            exit_status=2,
+        )
+    with progress_bar("codecs") as progress:
+        return evaluate_codecs(
+            reader,
+            recording,
+            known if codec == "all" else (codec,),
+            edge_layers=edge_layers,
+            everything=everything,
+            progress=progress,
+        )
+
+
+def _print_codecs(table: CodecTable, edge_layers: int) -> None:
+    rows: list[list[object]] = [
+        [
+            row.codec,
+            f"{row.f1:.2f}",
+            f"{row.f1_loss:+.2f}",
+            row.changed,
+            f"{row.bytes_a_question:,.0f}",
+            f"{row.bytes_a_token:.1f}",
+        ]
+        for row in table.rows
+    ]
+    columns = ("codec", "F1", "loss", "other answers", "bytes a question", "a token")
+    title = (
+        f"{table.questions} questions handed over after layer {edge_layers} "
+        f"({table.windows} windows, {table.tokens} tokens)"
+    )
+    print_table(columns, rows, title)
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elma.extras import require_extra
+
 if TYPE_CHECKING:
-    from cloud_worker.training.trainer import Progress
+    from cloud_worker.training.run import Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -84,10 +86,11 @@ def train(
     Interrupt it at any time: --resume goes on with the same data in the same order. Under torchrun
     or accelerate launch it uses every process it is given.
     """
+    require_extra("train", "elma train")
+
     import torch
 
-    from cloud_worker.training.objective import ObjectiveSettings
-    from cloud_worker.training.settings import TrainSettings
+    from cloud_worker.training.settings import ObjectiveSettings, TrainSettings
     from cloud_worker.training.trainer import train as run_training
 
     if threads:
@@ -96,7 +99,7 @@ def train(
         base=base,
         out=str(out),
         data=tuple(data),
-        source_weights=_parse_weights(source_weight or []),
+        source_weights=parse_weights(source_weight or []),
         negatives=negatives,
         negatives_from=tuple(negatives_from or ()),
         layers=layers,
@@ -121,7 +124,7 @@ def train(
         seed=seed,
         checkpoint_seconds=checkpoint_seconds,
     )
-    with _Bar() as bar:
+    with TrainingBar() as bar:
         folder = run_training(
             settings,
             resume=resume,
@@ -143,7 +146,7 @@ def train(
         typer.echo(f"trained model in {folder}; next: elma calibrate {folder} --data DEV.json")
 
 
-class _Bar:
+class TrainingBar:
     """A progress bar on stderr with loss, questions per second and time left."""
 
     def __init__(self) -> None:
@@ -163,7 +166,7 @@ class _Bar:
         self._task = self._bar.add_task("training", total=None, detail="")
         self._loss = 0.0
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> TrainingBar:
         self._bar.start()
         return self
 
@@ -182,7 +185,7 @@ class _Bar:
         self._bar.update(self._task, completed=progress.step, total=progress.steps, detail=detail)
 
 
-def _parse_weights(pairs: list[str]) -> dict[str, float]:
+def parse_weights(pairs: list[str]) -> dict[str, float]:
     weights: dict[str, float] = {}
     for pair in pairs:
         source, _, weight = pair.partition("=")

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from elma.options import ServiceEngineOption, ServicePrecisionOption
+
 app = typer.Typer(help="The worker in the cloud: takes over hard questions.", no_args_is_help=True)
 
 
@@ -45,7 +47,9 @@ def run(
     queue_bound: Annotated[
         int | None, typer.Option(help="Requests held at once; more are told busy.")
     ] = None,
-    torch_threads: Annotated[int | None, typer.Option(help="CPU threads of the reader.")] = None,
+    engine: ServiceEngineOption = None,
+    precision: ServicePrecisionOption = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the reader.")] = None,
 ) -> None:
     """Compute what devices could not settle, until stopped; any number of workers share the load.
 
@@ -61,7 +65,9 @@ def run(
         "pool_secret_file": pool_secret_file,
         "edges_folder": edges_folder,
         "queue_bound": queue_bound,
-        "torch_threads": torch_threads,
+        "engine": engine,
+        "precision": precision,
+        "threads": threads,
         "http": {"host": host, "port": port},
         "broker": {"host": broker_host, "port": broker_port},
     }

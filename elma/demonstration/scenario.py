@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpcore  # noqa: F401  # httpx loads it late, and an interrupt then would not end in 130
 import httpx
 
 from elma.demonstration.passages import Question, load_questions

@@ -85,7 +85,7 @@ def prepare(
         {
             "name": WORKER_NAME,
             "model": model,
-            "torch_threads": threads,
+            "threads": threads,
             "pool_secret_file": POOL_SECRET_NAME,
             "edges_folder": EDGES_FOLDER_NAME,
             "http": {"host": LOOPBACK, "port": worker_port},
@@ -99,7 +99,7 @@ def prepare(
             **limit,
             "name": EDGE_NAME,
             "model": model,
-            "torch_threads": threads,
+            "threads": threads,
             "outbox": "outbox.sqlite3",
             "http": {"host": LOOPBACK, "port": edge_port},
             "broker": broker,

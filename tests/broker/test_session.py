@@ -66,6 +66,7 @@ def frozen(broker: RunningBroker) -> Iterator[None]:
     """The broker's process stands still: the socket is open and nobody answers."""
     assert broker.process_id is not None
     os.kill(broker.process_id, signal.SIGSTOP)
+    os.waitid(os.P_PID, broker.process_id, os.WSTOPPED)  # the signal is on its way for a while
     try:
         yield
     finally:

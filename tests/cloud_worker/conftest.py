@@ -27,7 +27,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_reader(tiny_model: Path) -> Reader:
     """The tiny model, loaded."""
-    return Reader.load(tiny_model)
+    return Reader.load(tiny_model, precision="fp32")
 
 
 @pytest.fixture(scope="session")

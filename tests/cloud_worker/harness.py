@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
+import numpy as np
 
 from broker.exchange import Delivery, Publication, Subscription
 from broker.run import RunningBroker
@@ -54,11 +54,14 @@ from protocol.topics import (
     parse_topic,
 )
 from protocol.wire import WIRE_VERSION
+from reader.arrays import FloatArray
 from reader.model import Reader
+from reader.spans import WindowSpans
 from reader.state_codecs import encode_state
 
 START_SECONDS = 60.0
 WAIT_SECONDS = 20.0
+QUESTION_TOKENS = 5
 FINAL = (AnswerMessage, ErrorMessage)
 
 
@@ -297,7 +300,7 @@ class Cloud:
 
     def __init__(self, folder: Path, broker: RunningBroker, model: Path, stack: ExitStack) -> None:
         self.folder, self.broker, self.model, self._stack = folder, broker, model, stack
-        self.reader = Reader.load(model)
+        self.reader = Reader.load(model, precision="fp32")
         self.pool = PoolKeys.make("pool-1").rotate("pool-2")
         self.keys: dict[str, EdgeKeys] = {}
         self.processes: list[ElmaProcess] = []
@@ -310,7 +313,8 @@ class Cloud:
         document: dict[str, Any] = {
             "name": name,
             "model": str(self.model),
-            "torch_threads": 1,
+            "threads": 1,
+            "precision": "fp32",
             "http": {"port": 0},
             "broker": {
                 "host": self.broker.host,
@@ -351,11 +355,19 @@ class Cloud:
         return edge
 
 
-def make_state(reader: Reader, layer: int, tokens: int, seed: int) -> torch.Tensor:
+def make_state(reader: Reader, layer: int, tokens: int, seed: int) -> FloatArray:
     """A state `[T, H]` that really came out of `layer` layers."""
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn((1, tokens, reader.config.hidden_size), generator=generator)
-    return reader.network.run(first, None, 0, layer)[0].detach()
+    generator = np.random.default_rng(seed)
+    first = generator.standard_normal((tokens, reader.config.hidden_size), dtype=np.float32)
+    engine = reader.engine
+    return engine.states(reader.run(engine.pack([first], [QUESTION_TOKENS]), 0, layer))[0]
+
+
+def spans_alone(reader: Reader, state: FloatArray, layer: int) -> WindowSpans:
+    """The result of one window, run by itself from `layer` to the last."""
+    last = reader.config.layers
+    batch = reader.run(reader.engine.pack([state], [QUESTION_TOKENS]), layer, last)
+    return reader.spans(batch, last, [0])[0]
 
 
 def make_window(
@@ -369,7 +381,7 @@ def make_window(
 ) -> RequestWindow:
     """A window as an edge sends it."""
     state = make_state(reader, layer, tokens, seed)
-    return RequestWindow(index, layer, tokens, 5, codec, encode_state(codec, state))
+    return RequestWindow(index, layer, tokens, QUESTION_TOKENS, codec, encode_state(codec, state))
 
 
 __all__ = [
@@ -384,5 +396,6 @@ __all__ = [
     "WorkerProcess",
     "make_state",
     "make_window",
+    "spans_alone",
     "wait_until",
 ]

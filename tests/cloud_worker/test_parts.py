@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ from protocol.sealing import (
 )
 from protocol.topics import AnswerTopic, CancelTopic, RequestTopic
 from reader.model import Reader
+from reader.states import StateBatch
 from tests.cloud_worker.fakes import FakeClock, FakeSession
 from tests.cloud_worker.harness import make_window, wait_until
 
@@ -55,11 +56,15 @@ class Parts:
         self.keys, self.pool = EdgeKeys.make("kitchen"), PoolKeys.make("pool-1")
         self.reader = reader
         self.guard = DuplicateGuard(clock=self.clock)
+        releases = Releases([reader])
         self.queue = RequestQueue(
-            BatchLimits(), bound=bound, bound_bytes=10_000_000, clock=self.clock
+            BatchLimits(),
+            releases.pace,
+            bound=bound,
+            bound_bytes=10_000_000,
+            clock=self.clock,
         )
         self.replies = Replies(self.session, self.metrics, name="one", bound=4, clock=self.clock)
-        releases = Releases([reader])
         self.resumer = Resumer(
             self.queue,
             releases,
@@ -79,6 +84,7 @@ class Parts:
             self.metrics,
             pool_keys=lambda: self.pool,
             edges=EdgeKeyring({"kitchen": self.keys.public}),
+            priorities=("high", "normal"),
             lease_seconds=LEASE_SECONDS,
             state_bytes_bound=100_000,
             pace=lambda: 3.0,
@@ -89,7 +95,11 @@ class Parts:
         self.replies.start()
 
     def request(
-        self, name: str, *windows: RequestWindow, deadline_seconds: float = 30.0
+        self,
+        name: str,
+        *windows: RequestWindow,
+        deadline_seconds: float = 30.0,
+        priority: str = "normal",
     ) -> Delivery:
         """A sealed request as the broker delivers it."""
         header = RequestHeader(
@@ -104,7 +114,7 @@ class Parts:
         body = ResumeRequest(windows or (make_window(self.reader),), 20)
         payload, key = seal_request(header, body, self.keys, self.pool.public)
         self.sent[name] = header, key
-        topic = str(RequestTopic("normal", "kitchen", name))
+        topic = str(RequestTopic(priority, "kitchen", name))
         return Delivery(topic, payload, epoch=1, mid=len(self.sent))
 
     def take(self, delivery: Delivery) -> None:
@@ -137,6 +147,14 @@ def parts(tiny_reader: Reader) -> Iterator[Parts]:
 def outcome_count(parts: Parts, outcome: str) -> float:
     value = parts.metrics.registry.get_sample_value(
         "elma_worker_requests_total", {"outcome": outcome}
+    )
+    assert value is not None
+    return value
+
+
+def dropped_windows(parts: Parts, why: str) -> float:
+    value = parts.metrics.registry.get_sample_value(
+        "elma_worker_dropped_windows_total", {"why": why}
     )
     assert value is not None
     return value
@@ -192,6 +210,33 @@ def test_an_expired_request_is_dropped_and_no_layer_is_run_for_it(parts: Parts) 
     assert all(isinstance(word, Accepted) for word in parts.words("late"))
     run = parts.metrics.registry.get_sample_value("elma_worker_windows_total", {"layer": "6"})
     assert run == 1
+    assert dropped_windows(parts, "expired") == 1
+
+
+def test_a_request_of_a_higher_priority_is_computed_first(parts: Parts) -> None:
+    parts.take(parts.request("low", make_window(parts.reader, layer=4)))
+    parts.take(parts.request("high", make_window(parts.reader, layer=1), priority="high"))
+    order = [batch[0].request.key[1] for batch in iter(lambda: parts.queue.take_batch(0.0), [])]
+    assert order == ["high", "low"]
+
+
+def test_a_cancelled_request_is_taken_out_before_it_is_computed(parts: Parts) -> None:
+    windows = [make_window(parts.reader, index=number) for number in range(3)]
+    parts.take(parts.request("gone", *windows))
+    parts.take(parts.request("kept", make_window(parts.reader, index=7)))
+    topic = str(CancelTopic("kitchen", "gone"))
+    parts.take(Delivery(topic, seal_cancel(*parts.sent["gone"]), epoch=1, mid=9))
+    assert dropped_windows(parts, "cancelled") == 3
+    assert [one.index for one in parts.queue.take_batch(0.0)] == [7]
+
+
+def test_a_cancellation_during_a_step_ends_the_request_after_it(parts: Parts) -> None:
+    parts.take(parts.request("r1"))
+    batch = parts.queue.take_batch(0.0)
+    request = batch[0].request
+    assert parts.queue.remove(request)
+    parts.queue.enter([batch[0].moved_on(None, 0)])
+    assert parts.queue.waiting_windows == 0
 
 
 def test_a_request_that_was_cancelled_is_taken_anew_when_it_comes_again(parts: Parts) -> None:
@@ -230,15 +275,14 @@ def test_while_draining_new_requests_are_busy_and_known_ones_keep_their_promise(
 def test_a_failing_batch_costs_only_the_window_that_makes_it_fail(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Reader.run
+    whole = Reader.run_mixed
 
-    def run(self: Reader, batch: object, from_layer: int, to_layer: int) -> object:
-        lengths = batch.lengths.tolist()  # type: ignore[attr-defined]
-        if 31 in lengths:
+    def run_mixed(self: Reader, batch: StateBatch, layers: Sequence[int]) -> StateBatch:
+        if 31 in batch.lengths:
             raise RuntimeError("out of memory")
-        return whole(self, batch, from_layer, to_layer)  # type: ignore[arg-type]
+        return whole(self, batch, layers)
 
-    monkeypatch.setattr(Reader, "run", run)
+    monkeypatch.setattr(Reader, "run_mixed", run_mixed)
     parts.take(parts.request("bad", make_window(parts.reader, tokens=31)))
     parts.take(parts.request("good", make_window(parts.reader, tokens=30)))
     parts.resumer.start()
@@ -247,6 +291,14 @@ def test_a_failing_batch_costs_only_the_window_that_makes_it_fail(
     word = parts.words("bad")[-1]
     assert isinstance(word, ErrorMessage)
     assert (word.code, "memory" in word.detail) == ("internal", False)
+
+
+def test_leases_are_renewed_between_two_steps_while_others_are_computed(parts: Parts) -> None:
+    parts.take(parts.request("r1"))
+    parts.clock.now += 0.6 * LEASE_SECONDS
+    parts.resumer.start()
+    wait_until(lambda: isinstance(parts.words("r1")[-1], AnswerMessage), "the answer")
+    assert [type(word) for word in parts.words("r1")] == [Accepted, Accepted, AnswerMessage]
 
 
 def test_leases_are_renewed_before_they_end(parts: Parts) -> None:

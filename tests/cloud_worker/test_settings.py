@@ -59,7 +59,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("queue_bound = 0", "queue_bound"),
         ("max_request_bytes = 2_000_000\nincoming_bound_bytes = 2_000_000", "incoming_bound_bytes"),
         ('name = "a/b"', "name"),
-        ("[batch]\nenough_windows = 17", "enough_windows"),
+        ("[batch]\nstep_seconds = 0", "step_seconds"),
+        ('precision = "fp8"', "precision"),
         ('priorities = ["normal", "normal"]', "priorities"),
         ("[broker]\nport = 70000", "broker.port"),
         ("colour = 1", "colour"),
@@ -82,10 +83,18 @@ def test_a_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
         load_settings(tmp_path / "nowhere.toml")
 
 
+def test_workers_of_one_machine_never_share_a_default_name() -> None:
+    usual, other = load_settings(), load_settings(None, {"http": {"port": 8600}})
+    free = [load_settings(None, {"http": {"port": 0}}).name for _ in range(2)]
+    assert len({usual.name, other.name, *free}) == 4
+    assert other.name == f"{usual.name}-8600"
+    assert load_settings(None, {"http": {"port": 8600}}).name == other.name
+
+
 def test_the_example_shows_every_setting_with_its_default() -> None:
     shown = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     defaults = WorkerSettings()
-    optional = {"torch_threads"}  # shown as comments
+    optional = {"threads"}  # shown as comments
     assert set(shown) | optional == set(WorkerSettings.model_fields)
     for name in ("queue_bound", "queue_bound_bytes", "lease_seconds", "drain_seconds", "model"):
         assert shown[name] == getattr(defaults, name), name

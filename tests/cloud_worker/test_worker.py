@@ -19,8 +19,8 @@ from broker.session import Session
 from protocol.keys import EdgeKeys, PoolKeys
 from protocol.messages import Accepted, AnswerMessage, ErrorMessage, RequestWindow
 from protocol.topics import new_request_id, parse_topic
+from reader.codecs import encode_tokens
 from reader.model import Reader
-from reader.states import StateBatch
 from tests.cloud_worker.conftest import MakeCloud
 from tests.cloud_worker.harness import (
     WAIT_SECONDS,
@@ -30,6 +30,7 @@ from tests.cloud_worker.harness import (
     WorkerProcess,
     make_state,
     make_window,
+    spans_alone,
     wait_until,
 )
 from tests.tiny import make_tiny_model
@@ -95,12 +96,6 @@ def stage(
         yield Stage(cloud, worker, cloud.edge(), dead)
 
 
-def expected_result(reader: Reader, layer: int, tokens: int, seed: int) -> Any:
-    state = make_state(reader, layer, tokens, seed)
-    batch = reader.run(StateBatch.of([state], [5]), layer, reader.config.layers)
-    return reader.spans(batch, reader.config.layers, [0])[0]
-
-
 @pytest.mark.parametrize("kind", ["mosquitto", "embedded"])
 def test_a_request_is_accepted_and_then_answered_as_on_one_machine(
     kind: str, make_cloud: MakeCloud
@@ -122,7 +117,9 @@ def test_a_request_is_accepted_and_then_answered_as_on_one_machine(
     for result, place in zip(
         sorted(answer.results, key=lambda result: result.index), places, strict=True
     ):
-        expected = expected_result(cloud.reader, *place)
+        layer, tokens, seed = place
+        state = make_state(cloud.reader, layer, tokens, seed)
+        expected = spans_alone(cloud.reader, state, layer)
         assert result.layer == cloud.reader.config.layers
         assert result.null_score == pytest.approx(expected.null_score, abs=1e-4)
         found = [(span.start_token, span.end_token) for span in result.spans]
@@ -172,6 +169,10 @@ def test_an_unknown_codec_is_refused_with_its_name(stage: Stage) -> None:
         pytest.param(RequestWindow(0, 1, 24, 5, "fp16", b"\0" * 99), id="too few bytes"),
         pytest.param(RequestWindow(0, 1, 24, 5, "fp32", b"\xff" * 24 * 32 * 4), id="not numbers"),
         pytest.param(RequestWindow(0, 6, 24, 5, "int8", b"\0" * 24 * 36), id="past the last layer"),
+        pytest.param(RequestWindow(0, 1, 24, 5, "int4", b"\xff" * 24 * 18), id="int4 not numbers"),
+        pytest.param(RequestWindow(0, 0, 24, 5, "tokens", b"\xff" * 48), id="no such tokens"),
+        pytest.param(RequestWindow(0, 0, 24, 5, "tokens", b"\0" * 47), id="half a token"),
+        pytest.param(RequestWindow(0, 1, 24, 5, "tokens", b"\0" * 48), id="tokens after a layer"),
         pytest.param(RequestWindow(0, 1, 24, 24, "int8", b"\0" * 24 * 36), id="no passage"),
         pytest.param(RequestWindow(0, 1, 24, 0, "int8", b"\0" * 24 * 36), id="no question"),
         pytest.param(RequestWindow(0, 1, 600, 5, "int8", b"\0" * 600 * 36), id="too many tokens"),
@@ -180,6 +181,21 @@ def test_an_unknown_codec_is_refused_with_its_name(stage: Stage) -> None:
 def test_a_state_that_cannot_be_continued_is_refused(stage: Stage, window: RequestWindow) -> None:
     assert stage.error_to(stage.ask(window)).code == "bad_state"
     stage.assert_serves_on()
+
+
+def test_token_ids_are_answered_like_the_state_of_layer_0(stage: Stage) -> None:
+    reader = stage.cloud.reader
+    ids = [2, *range(7, 11), 3, *range(5, 22), 3]
+    (state,) = reader.engine.states(reader.engine.embed([ids], [6]))
+    states = [
+        RequestWindow(0, 0, len(ids), 6, "fp32", reader.codecs.encode("fp32", 0, state)),
+        RequestWindow(0, 0, len(ids), 6, "tokens", encode_tokens(ids, reader.config.vocab_size)),
+    ]
+    from_state, from_tokens = (stage.answer_to(stage.ask(window)).results for window in states)
+    assert [span.start_token for span in from_tokens[0].spans] == [
+        span.start_token for span in from_state[0].spans
+    ]
+    assert from_tokens[0].null_score == pytest.approx(from_state[0].null_score, abs=1e-3)
 
 
 def test_a_state_out_of_all_range_fails_alone(stage: Stage) -> None:
@@ -317,7 +333,8 @@ def test_health_and_metrics_tell_what_happened(stage: Stage) -> None:
     assert stage.worker.get("/readyz").status_code == 200
     assert stage.worker.metric("elma_worker_broker_connected") == 1
     assert stage.worker.metric("elma_worker_requests_total", outcome="answered") >= 1
-    assert stage.worker.metric("elma_worker_batch_windows_count") >= 5
+    assert stage.worker.metric("elma_worker_batch_windows_count", group="0") >= 2
+    assert stage.worker.metric("elma_worker_tokens_total", group="2") >= 24
     text = stage.worker.get("/metrics").text
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
     assert all(name.startswith("elma_worker_") for name in names)

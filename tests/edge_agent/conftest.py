@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,8 +79,11 @@ class RunningEdge:
 
     def post(self, body: dict[str, Any] | bytes, timeout_seconds: float = 60.0) -> httpx.Response:
         """POST /v1/answer."""
-        content: dict[str, Any] = {"content": body} if isinstance(body, bytes) else {"json": body}
-        return httpx.post(f"{self.url}/v1/answer", timeout=timeout_seconds, **content)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return httpx.post(
+            f"{self.url}/v1/answer", timeout=timeout_seconds, content=content, headers=headers
+        )
 
     def ask(self, **fields: Any) -> dict[str, Any]:
         """The answer to the test's question; `fields` add to the body."""
@@ -162,7 +166,7 @@ def edge_settings(
         "outbox": folder / "outbox.sqlite3",
         "shutdown_seconds": 2.0,
         "default_deadline_seconds": 20.0,
-        "torch_threads": 1,
+        "threads": 1,
         **settings,
         "http": {"port": 0, **settings.get("http", {})},
     }

@@ -21,6 +21,7 @@ from protocol.messages import (
     Accepted,
     AnswerMessage,
     Presence,
+    RequestWindow,
     SpanScore,
     WindowResult,
     WorkerMessage,
@@ -35,9 +36,9 @@ from protocol.topics import (
     parse_topic,
     worker_subscription,
 )
+from reader.arrays import FloatArray
+from reader.codecs import TOKENS, decode_tokens
 from reader.model import Reader
-from reader.state_codecs import decode_state
-from reader.states import StateBatch
 
 Behaviour = Callable[["FakeWorker", OpenedRequest, str], None]
 
@@ -113,10 +114,8 @@ class FakeWorker:
         layers = self.reader.config.layers
         results = []
         for window in request.body.windows:
-            state = decode_state(
-                window.codec, window.state, window.length_tokens, self.reader.config.hidden_size
-            )
-            batch = StateBatch.of([state], [window.question_tokens])
+            state = self._state_of(window)
+            batch = self.reader.engine.pack([state], [window.question_tokens])
             batch = self.reader.run(batch, window.from_layer, layers)
             (spans,) = self.reader.spans(batch, layers, [window.index])
             found = tuple(
@@ -125,6 +124,14 @@ class FakeWorker:
             )
             results.append(WindowResult(window.index, layers, spans.null_score, found))
         return AnswerMessage(tuple(results), self.name, 0.0, 0.0)
+
+    def _state_of(self, window: RequestWindow) -> FloatArray:
+        tokens = window.length_tokens
+        if window.codec != TOKENS:
+            return self.reader.codecs.decode(window.codec, window.from_layer, window.state, tokens)
+        ids = decode_tokens(window.state, tokens, self.reader.config.vocab_size)
+        engine = self.reader.engine
+        return engine.states(engine.embed([ids], [window.question_tokens]))[0]
 
     def _run(self) -> None:
         while not self._stopping.is_set():

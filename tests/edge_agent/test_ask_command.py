@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from elma.commands.ask import register
 from tests.edge_agent.conftest import PASSAGE, QUESTION, RunningEdge
 from tests.edge_agent.test_http import FIELDS
 
@@ -134,13 +137,26 @@ def test_a_server_that_is_no_agent_is_named_as_such(other_server: str) -> None:
 def test_without_an_agent_the_answer_is_found_here_and_stderr_says_so(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
 ) -> None:
-    import elma.asking
-    from elma.commands.ask import ask as ask_verb
-
-    said: list[str] = []
     nowhere = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr(elma.asking, "DEFAULT_EDGE_URL", nowhere)
-    monkeypatch.setattr("elma.commands.ask.print_status", said.append)
-    ask_verb(QUESTION, context=PASSAGE, model=str(model_folder), edge=None)
-    assert nowhere in said[0]
-    assert "in this process" in said[0]
+    monkeypatch.setattr("elma.asking.DEFAULT_EDGE_URL", nowhere)
+    monkeypatch.setenv("ELMA_MODEL", str(model_folder))
+    app = typer.Typer()
+    register(app)
+    done = CliRunner().invoke(app, [QUESTION, "--context", PASSAGE])
+    assert done.exit_code == 0, done.output
+    assert nowhere in done.stderr
+    assert "in this process" in done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("option", ["--model", "--engine", "--precision"])
+def test_what_an_agent_would_not_heed_is_refused_and_nothing_is_asked(
+    option: str, shared_edge: RunningEdge
+) -> None:
+    asked = shared_edge.metric("elma_edge_questions_total", result="answered", resolved_by="edge")
+    done = ask(QUESTION, "--context", PASSAGE, "--edge", shared_edge.url, option, "auto")
+    assert done.returncode == 2
+    assert f"{option} is for --local" in done.stderr.decode()
+    assert asked == shared_edge.metric(
+        "elma_edge_questions_total", result="answered", resolved_by="edge"
+    )

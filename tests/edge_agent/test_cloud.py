@@ -15,7 +15,9 @@ import pytest
 from broker.run import RunningBroker, run_broker
 from broker.settings import BrokerSettings
 from edge_agent.cloud_messages import RequestSealer
+from edge_agent.errors import SettingsError
 from edge_agent.local_reading import LocalReading
+from edge_agent.packing import SEALING_BYTES, WINDOW_BYTES
 from edge_agent.questions import Question
 from protocol.messages import Accepted, Busy, ErrorMessage
 from protocol.sealing import OpenedRequest
@@ -34,7 +36,7 @@ from tests.edge_agent.conftest import (
     wait_until,
 )
 from tests.edge_agent.fake_worker import Behaviour, FakeWorker, answers
-from tests.tiny import make_tiny_model
+from tests.tiny import add_bottleneck, make_tiny_model
 
 QUICK = {"accept_seconds": 0.3, "cloud_wait_seconds": 1.0}
 
@@ -81,7 +83,7 @@ def test_what_the_device_cannot_settle_is_answered_by_the_cloud(
         assert PASSAGE.encode() not in worker.payloads[0]
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4", "auto"])
 def test_smaller_codecs_send_fewer_bytes(
     codec: str, mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
 ) -> None:
@@ -91,6 +93,79 @@ def test_smaller_codecs_send_fewer_bytes(
     tokens = len(reader.split(QUESTION, PASSAGE)[0])
     assert answer["resolved_by"] == "cloud"
     assert answer["bytes_sent"] < tokens * reader.config.hidden_size * 4 * 0.8
+
+
+def test_a_release_with_a_bottleneck_sends_a_tenth_of_fp16(
+    mosquitto: RunningBroker, start_edge: StartEdge, tmp_path: Path, keys: Keys
+) -> None:
+    folder = make_tiny_model(tmp_path / "narrow", layers=LAYERS)
+    add_bottleneck(folder, layer=2, bits=2)
+    reader = Reader.load(folder)
+    with worker_at(mosquitto, reader, keys) as worker:
+        offload = {**QUICK, "codec": "bottleneck"}
+        edge = cloud_edge(start_edge, mosquitto, model=str(folder), offload=offload)
+        assert edge.ask()["resolved_by"] == "cloud"
+        assert edge.metric("elma_edge_requests_packed_total", codec="bottleneck") == 1
+        assert len(worker.requests) == 1
+
+
+def test_a_codec_that_the_release_does_not_have_is_refused_at_the_start(
+    mosquitto: RunningBroker, start_edge: StartEdge
+) -> None:
+    with pytest.raises(SettingsError, match="no bottleneck after layer 2"):
+        start_edge(mosquitto.settings(), offload={**QUICK, "codec": "bottleneck"})
+
+
+def test_a_worker_that_lacks_the_codec_gets_the_request_in_another(
+    mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    seen: list[str] = []
+
+    def knows_only_fp32(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        (codec,) = {window.codec for window in request.body.windows}
+        seen.append(codec)
+        if codec == "fp32":
+            answers(worker, request, topic)
+        else:
+            worker.say(request, topic, ErrorMessage("unknown_codec", codec, worker.name))
+
+    with worker_at(mosquitto, reader, keys, knows_only_fp32):
+        edge = cloud_edge(start_edge, mosquitto, offload={**QUICK, "codec": "auto"})
+        first, second = edge.ask(), edge.ask()
+    assert (first["resolved_by"], first["degraded"]) == ("cloud", False)
+    assert (first["start"], first["end"]) == full_depth(reader)
+    assert second["resolved_by"] == "cloud"
+    assert seen[-2:] == ["fp32", "fp32"]  # it remembers
+    assert len(seen) == len(set(seen)) + 1
+
+
+@pytest.mark.parametrize("privacy", ["states-only", "allow-tokens"])
+def test_token_ids_are_sent_only_where_that_is_allowed(
+    privacy: str,
+    mosquitto: RunningBroker,
+    start_edge: StartEdge,
+    reader: Reader,
+    keys: Keys,
+) -> None:
+    sent: list[tuple[str, int]] = []
+
+    def notes(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        sent.extend((window.codec, window.from_layer) for window in request.body.windows)
+        answers(worker, request, topic)
+
+    tokens = len(reader.split(QUESTION, PASSAGE)[0])
+    room = SEALING_BYTES + WINDOW_BYTES + 4 * tokens  # for no state, though for two bytes a token
+    with worker_at(mosquitto, reader, keys, notes):
+        offload = {**QUICK, "codec": "auto", "privacy": privacy, "max_request_bytes": room}
+        edge = cloud_edge(start_edge, mosquitto, offload=offload)
+        answer = edge.ask()
+    assert (answer["start"], answer["end"]) == full_depth(reader)
+    if privacy == "allow-tokens":
+        assert sent == [("tokens", 0)]
+        assert answer["resolved_by"] == "cloud"
+    else:
+        assert sent == []
+        assert answer["resolved_by"] == "edge"
 
 
 def test_a_question_that_every_window_settles_early_sends_nothing(
@@ -334,9 +409,9 @@ def test_the_wire_id_is_another_one_each_time_the_same_id_is_asked(
     keys: Keys, reader: Reader
 ) -> None:
     sealer = RequestSealer(keys.edge, keys.pool.public, reader.digest)
-    local = LocalReading(reader, edge_layers=2, codec="fp32")
+    local = LocalReading(reader, edge_layers=2)
     question = Question("x" * 64, QUESTION, PASSAGE, 1, 10.0, 1_000.0)
-    body = local.request(local.read(question))
+    body = local.request(local.read(question), "fp32")
     ids = {sealer.seal(question, body).wire_id for _ in range(3)}
     assert len(ids) == 3
     assert all(len(wire_id) <= 64 and wire_id.startswith("x" * 51) for wire_id in ids)

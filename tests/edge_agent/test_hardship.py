@@ -25,6 +25,7 @@ from edge_agent.local_reading import WINDOWS_PER_BATCH, LocalReading
 from edge_agent.outbox import Outbox
 from edge_agent.path import MAX_GENERATIONS
 from edge_agent.questions import Question
+from reader.engines.engine import EngineChoice
 from reader.model import Reader
 from tests.edge_agent.conftest import LAYERS, PASSAGE, QUESTION, StartEdge, wait_until
 from tests.edge_agent.test_http import Gate
@@ -140,7 +141,9 @@ def test_a_second_outcome_of_an_unstored_question_is_late(tmp_path: Path) -> Non
     outbox = Outbox(tmp_path / "outbox.sqlite3")
     question = Question("q1", QUESTION, PASSAGE, 1, 1.0, 0.0)
     outbox.accept(question)
-    ending = Ending(outbox, AnswerBoard(), EdgeMetrics(LAYERS), lambda: 0.0)
+    ending = Ending(
+        outbox, AnswerBoard(), EdgeMetrics(LAYERS, EngineChoice("torch", "fp32", 1)), lambda: 0.0
+    )
     outbox._connection.execute("PRAGMA query_only = ON")
     ending.conclude(question, Failure("q1", "first"))
     outbox._connection.execute("PRAGMA query_only = OFF")
@@ -228,7 +231,7 @@ def test_the_job_with_the_nearest_deadline_goes_on_first() -> None:
 def test_reading_in_steps_changes_no_result_and_past_the_deadline_ends_early(
     reader: Reader,
 ) -> None:
-    local = LocalReading(reader, edge_layers=LAYERS, codec="fp32", clock=lambda: 10.0)
+    local = LocalReading(reader, edge_layers=LAYERS, clock=lambda: 10.0)
     question = Question("q1", QUESTION, LONG_PASSAGE, 1, 1.0, 0.0)
     whole = local.read(question)
     assert whole.is_complete

@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 from collections.abc import Generator
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,7 +36,10 @@ FIELDS = {
     "latency_ms",
     "bytes_sent",
     "model",
+    "engine",
+    "precision",
 }
+HEAD = b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 class Gate:
@@ -77,6 +81,8 @@ def test_without_a_broker_the_device_gives_the_answer_of_full_depth(
     assert answer["exit_layer"] == LAYERS
     assert answer["bytes_sent"] == 0
     assert answer["model"] == f"{reader.name}@{reader.digest[:12]}"
+    choice = edge.agent.reader.engine.choice
+    assert (answer["engine"], answer["precision"]) == (choice.name, choice.precision)
     assert edge.metric("elma_edge_questions_total", result="answered", resolved_by="edge") == 1
 
 
@@ -179,7 +185,7 @@ def test_a_body_that_declares_too_many_bytes_is_refused_before_it_is_sent(
     edge = start_edge()
     address = urlsplit(edge.url)
     with socket.create_connection((str(address.hostname), int(address.port or 0)), 30.0) as raw:
-        raw.sendall(b"POST /v1/answer HTTP/1.1\r\nHost: edge\r\nContent-Length: 900000000\r\n\r\n")
+        raw.sendall(HEAD + b"Content-Length: 900000000\r\n\r\n")
         response = http.client.HTTPResponse(raw)
         response.begin()
         assert response.status == 413
@@ -195,7 +201,12 @@ def test_a_body_that_grows_past_the_bound_is_refused_while_it_is_sent(
         for _ in range(100):
             yield b"x" * 1_024
 
-    response = httpx.post(f"{edge.url}/v1/answer", content=pieces(), timeout=30.0)
+    response = httpx.post(
+        f"{edge.url}/v1/answer",
+        content=pieces(),
+        headers={"Content-Type": "application/json"},
+        timeout=30.0,
+    )
     assert response.status_code == 413
 
 
@@ -203,7 +214,7 @@ def test_a_body_that_does_not_arrive_is_given_up(start_edge: StartEdge) -> None:
     edge = start_edge(http={"body_seconds": 0.2})
     address = urlsplit(edge.url)
     with socket.create_connection((str(address.hostname), int(address.port or 0)), 30.0) as raw:
-        raw.sendall(b"POST /v1/answer HTTP/1.1\r\nHost: edge\r\nContent-Length: 100\r\n\r\n{")
+        raw.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
         response = http.client.HTTPResponse(raw)
         response.begin()
         assert response.status == 408
@@ -336,11 +347,14 @@ def test_health_and_documentation_need_nothing_from_elsewhere(
     assert health["status"] == "ok"
     assert health["model"] == {"name": reader.name, "digest": reader.digest}
     assert health["cloud"] is None
+    choice = shared_edge.agent.reader.engine.choice
+    assert health["engine"] == asdict(choice)
     document = shared_edge.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/answer",
         "/v1/answers/{request_id}",
         "/healthz",
+        "/readyz",
         "/metrics",
     }
     answer_fields = set(document["components"]["schemas"]["AnswerBody"]["properties"])
@@ -352,6 +366,30 @@ def test_health_and_documentation_need_nothing_from_elsewhere(
     assert "<script" not in page
 
 
+def test_an_agent_is_ready_once_it_has_read_its_first_words_and_until_it_stops(
+    start_edge: StartEdge,
+) -> None:
+    may_warm_up = threading.Event()
+
+    def hold_back(agent: EdgeAgent) -> None:
+        warm_up = agent.local.warm_up
+
+        def held() -> None:
+            assert may_warm_up.wait(30.0)
+            warm_up()
+
+        agent.local.warm_up = held  # type: ignore[method-assign]
+
+    edge = start_edge(before_start=hold_back)
+    assert edge.get("/healthz").status_code == 200
+    assert edge.get("/readyz").status_code == 503
+    may_warm_up.set()
+    wait_until(lambda: edge.get("/readyz").status_code == 200)
+    assert edge.get("/readyz").json() == {"is_ready": True}
+    edge.agent.begin_stop()
+    assert edge.get("/readyz").status_code == 503
+
+
 def test_metrics_are_prometheus_text_with_our_prefix(shared_edge: Any) -> None:
     shared_edge.ask()
     lines = shared_edge.get("/metrics").text.splitlines()
@@ -359,6 +397,9 @@ def test_metrics_are_prometheus_text_with_our_prefix(shared_edge: Any) -> None:
     assert names
     assert all(name.startswith("elma_edge_") for name in names)
     assert any(line.startswith("elma_edge_exit_layer_bucket") for line in lines)
+    choice = shared_edge.agent.reader.engine.choice
+    info = f'elma_edge_engine_info{{engine="{choice.name}",precision="{choice.precision}"}} 1.0'
+    assert info in lines
 
 
 def test_a_fault_in_the_interface_itself_is_a_plain_500(start_edge: StartEdge) -> None:

@@ -62,6 +62,26 @@ def test_an_acceptance_that_comes_after_a_resend_still_counts(cloud: CloudView) 
     assert lease.next(1.2, cloud) == Step(Action.WAIT, 5.1)
 
 
+def test_a_large_request_on_a_thin_link_gets_the_time_to_arrive(cloud: CloudView) -> None:
+    lease = make_lease()
+    assert lease.next(0.0, cloud).action is Action.SEND
+    lease.published(0.0, transfer_seconds=3.0)
+    assert lease.is_unanswered
+    assert lease.next(3.9, cloud).action is Action.WAIT
+    assert lease.failures == 0
+    lease.next(4.0, cloud)
+    assert lease.failures == 1
+
+
+def test_what_was_packed_anew_goes_out_at_once(cloud: CloudView) -> None:
+    lease = make_lease()
+    send(lease, 0.0, cloud)
+    lease.packed_anew(0.1)
+    assert not lease.is_unanswered
+    assert lease.next(0.1, cloud).action is Action.SEND
+    assert lease.failures == 0
+
+
 def test_a_lease_is_never_longer_than_the_rules_allow(cloud: CloudView) -> None:
     lease = make_lease(deadline=1_000.0)
     send(lease, 0.0, cloud)

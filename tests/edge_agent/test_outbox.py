@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -9,18 +10,18 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from edge_agent.errors import ConflictingQuestion, OutboxDamaged, OutboxError, OutboxInUse
 from edge_agent.outbox import Outbox
-from edge_agent.questions import Failure, FinalAnswer, Question, RankedAnswer
+from edge_agent.questions import Failure, FinalAnswer, Question, RankedAnswer, decode_outcome
 
 ASKED = Question("id-1", "who was it?", "a passage that nobody else has", 2, 10.0, 1_000.0)
 ANSWER = FinalAnswer(
-    "id-1", "nobody", 15, 21, 0.5, 0.1, 3, "cloud", False, 12.0, 400, "tiny@0",
+    "id-1", "nobody", 15, 21, 0.5, 0.1, 3, "cloud", False, 12.0, 400, "tiny@0", "torch", "fp32",
     (RankedAnswer("nobody", 15, 21, 0.5), RankedAnswer("", -1, -1, 0.1)),
 )  # fmt: skip
 
@@ -28,6 +29,12 @@ ANSWER = FinalAnswer(
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.sqlite3"
+
+
+def test_an_answer_that_an_earlier_version_stored_is_still_read() -> None:
+    stored = asdict(ANSWER)
+    del stored["engine"], stored["precision"]
+    assert decode_outcome(json.dumps(stored)) == replace(ANSWER, engine="", precision="")
 
 
 def test_an_accepted_question_is_there_after_the_process_was_killed(path: Path) -> None:

@@ -103,7 +103,7 @@ def write_config(
         f'name = "{EDGE}"',
         f'model = "{model_folder}"',
         'outbox = "outbox.sqlite3"',
-        "torch_threads = 1",
+        "threads = 1",
         *(f"{key} = {value}" for key, value in settings.items()),
         "[http]",
         "port = 0",

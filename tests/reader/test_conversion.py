@@ -10,7 +10,7 @@ from transformers import AlbertForQuestionAnswering, BertConfig, BertForQuestion
 
 from reader.conversion import bert_to_albert, reshape_network
 from reader.errors import ModelFolderError
-from reader.weights import load_network, save_network
+from reader.network_files import load_network, save_network
 from tests.tiny import make_tiny_model, make_tiny_tokenizer
 
 

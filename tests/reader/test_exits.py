@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from reader.errors import ModelFolderError
 from reader.exits import CRITERIA, ExitSettings, ExitView
@@ -21,40 +21,41 @@ def view(
     certainty: float = 0.0,
     earlier: list[list[int]] | None = None,
 ) -> ExitView:
-    history = torch.tensor([earlier]) if earlier else torch.zeros((1, 0, 2), dtype=torch.int64)
-    return ExitView(torch.tensor([start]), torch.tensor([end]), torch.tensor([certainty]), history)
+    history = np.array([earlier or []], dtype=np.int64).reshape(1, -1, 2)
+    logits = np.array([start, end], dtype=np.float32)
+    return ExitView(logits[:1], logits[1:], np.array([certainty], dtype=np.float32), history)
 
 
 def test_entropy_is_one_for_uniform_and_zero_for_certain() -> None:
     entropy = CRITERIA["entropy"]
     flat = [0.0, -math.inf, 0.0, 0.0, -math.inf]
-    assert float(entropy(view(flat, flat))) == pytest.approx(1.0)
+    assert float(entropy(view(flat, flat))[0]) == pytest.approx(1.0)
     sure = [0.0, -math.inf, 200.0, 0.0, -math.inf]
-    assert float(entropy(view(sure, sure))) == pytest.approx(0.0, abs=1e-6)
+    assert float(entropy(view(sure, sure))[0]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_entropy_does_not_overflow_on_large_logits() -> None:
     large = [300.0, 299.0, -math.inf]
     expected = -(0.7310586 * math.log(0.7310586) + 0.2689414 * math.log(0.2689414)) / math.log(2)
-    assert float(CRITERIA["entropy"](view(large, large))) == pytest.approx(expected, abs=1e-4)
+    assert float(CRITERIA["entropy"](view(large, large))[0]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_margin_takes_the_less_certain_side() -> None:
     start, end = [math.log(0.8), math.log(0.2)], [math.log(0.6), math.log(0.4)]
-    assert float(CRITERIA["margin"](view(start, end))) == pytest.approx(1 - 0.2, abs=1e-6)
+    assert float(CRITERIA["margin"](view(start, end))[0]) == pytest.approx(1 - 0.2, abs=1e-6)
 
 
 def test_patience_counts_back_from_the_newest_exit() -> None:
     start, end = [0.0, 5.0, 1.0], [0.0, 1.0, 5.0]  # best span (1, 2)
     patience = CRITERIA["patience"]
-    assert float(patience(view(start, end))) == 1.0
-    assert float(patience(view(start, end, earlier=[[1, 2], [1, 2]]))) == pytest.approx(1 / 3)
-    assert float(patience(view(start, end, earlier=[[1, 2], [0, 0]]))) == 1.0
-    assert float(patience(view(start, end, earlier=[[0, 0], [1, 2]]))) == 0.5
+    assert float(patience(view(start, end))[0]) == 1.0
+    assert float(patience(view(start, end, earlier=[[1, 2], [1, 2]]))[0]) == pytest.approx(1 / 3)
+    assert float(patience(view(start, end, earlier=[[1, 2], [0, 0]]))[0]) == 1.0
+    assert float(patience(view(start, end, earlier=[[0, 0], [1, 2]]))[0]) == 0.5
 
 
 def test_learned_is_one_minus_the_heads_probability() -> None:
-    assert float(CRITERIA["learned"](view([0.0, 1], [0.0, 1], certainty=2.0))) == pytest.approx(
+    assert float(CRITERIA["learned"](view([0.0, 1], [0.0, 1], certainty=2.0))[0]) == pytest.approx(
         1 - 1 / (1 + math.exp(-2)), abs=1e-6
     )
 
@@ -63,10 +64,12 @@ def test_decision_is_one_where_span_and_no_answer_are_level() -> None:
     start, end = [1.0, 4.0, 0.0], [1.0, 0.0, 5.0]  # null 2, best span 9
     found = view(start, end)
     level = replace(found, no_answer_threshold=-7.0)
-    assert float(CRITERIA["decision"](level)) == pytest.approx(1.0)
-    assert float(CRITERIA["decision"](found)) == pytest.approx(2 / (1 + math.exp(7)), rel=1e-4)
+    assert float(CRITERIA["decision"](level)[0]) == pytest.approx(1.0)
+    assert float(CRITERIA["decision"](found)[0]) == pytest.approx(2 / (1 + math.exp(7)), rel=1e-4)
     cooler = replace(found, temperature=2.0)
-    assert float(CRITERIA["decision"](cooler)) == pytest.approx(2 / (1 + math.exp(3.5)), rel=1e-4)
+    assert float(CRITERIA["decision"](cooler)[0]) == pytest.approx(
+        2 / (1 + math.exp(3.5)), rel=1e-4
+    )
 
 
 def test_a_score_map_keeps_order_and_gives_probabilities() -> None:
@@ -81,10 +84,10 @@ def test_a_score_map_keeps_order_and_gives_probabilities() -> None:
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_every_criterion_stays_between_zero_and_one(criterion: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(50, 30, generator=generator) * 20
-    earlier = torch.randint(0, 3, (50, 4, 2), generator=generator)
-    found = CRITERIA[criterion](ExitView(logits, logits.flip(1), logits[:, 0], earlier))
+    chance = np.random.default_rng(2)
+    logits = 20 * chance.standard_normal((50, 30), dtype=np.float32)
+    earlier = chance.integers(0, 3, (50, 4, 2))
+    found = CRITERIA[criterion](ExitView(logits, logits[:, ::-1], logits[:, 0], earlier))
     assert found.shape == (50,)
     assert bool((found >= -1e-6).all())
     assert bool((found <= 1 + 1e-6).all())

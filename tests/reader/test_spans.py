@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
-import torch
 
+from reader.arrays import FloatArray
 from reader.exits import ExitSettings
 from reader.span_search import MAX_ANSWER_TOKENS
 from reader.spans import Span, WindowSpans, best_spans, choose_answers
@@ -23,17 +24,17 @@ WINDOW = Window(
 SETTINGS = ExitSettings("entropy", (-1.0, -1.0), (0.0, 0.0), (1.0, 1.0), 2)
 
 
-def masked(values: torch.Tensor, head: int) -> torch.Tensor:
-    values = values.clone()
+def masked(values: FloatArray, head: int) -> FloatArray:
+    values = values.copy()
     values[:, 1:head] = -math.inf
     values[:, -1] = -math.inf
     return values
 
 
 def test_the_best_spans_are_those_of_brute_force() -> None:
-    generator = torch.Generator().manual_seed(1)
-    start = masked(torch.randn(4, 60, generator=generator), 5)
-    end = masked(torch.randn(4, 60, generator=generator), 5)
+    chance = np.random.default_rng(1)
+    start = masked(chance.standard_normal((4, 60), dtype=np.float32), 5)
+    end = masked(chance.standard_normal((4, 60), dtype=np.float32), 5)
     results = best_spans(start, end, window_indexes=[3, 1, 0, 2], layer=7)
     for row, result in enumerate(results):
         pairs = [
@@ -50,8 +51,8 @@ def test_the_best_spans_are_those_of_brute_force() -> None:
 
 
 def test_no_span_lies_outside_the_passage_or_is_too_long() -> None:
-    start = masked(torch.zeros(1, 200), 10)
-    end = masked(torch.arange(200.0).unsqueeze(0), 10)
+    start = masked(np.zeros((1, 200), dtype=np.float32), 10)
+    end = masked(np.arange(200, dtype=np.float32)[None], 10)
     for span in best_spans(start, end, window_indexes=[0], layer=1)[0].spans:
         assert 10 <= span.start_token <= span.end_token < 199
         assert span.end_token - span.start_token < MAX_ANSWER_TOKENS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from reader.exits import CRITERIA
@@ -56,15 +57,13 @@ def test_windows_that_stop_have_the_result_of_their_layer(
     never = replace(reader.settings, criterion=criterion)
     seen = []
     batch = reader.embed(windows)
-    import torch
-
-    history = torch.zeros((len(windows), 0, 2), dtype=torch.int64)
+    history = np.zeros((len(windows), 0, 2), dtype=np.int64)
     for layer in range(1, LAYERS):
         batch = reader.run(batch, layer - 1, layer)
         view = reader.view(batch, layer, history)
         seen.append(reader.uncertainty(view, never))
-        history = torch.cat((history, reader.best_span(view).unsqueeze(1)), 1)
-    middle = float(torch.stack(seen).median())
+        history = np.concatenate((history, reader.best_span(view)[:, None]), axis=1)
+    middle = float(np.sort(np.stack(seen), axis=None)[np.stack(seen).size // 2])
     settings = replace(never, exit_thresholds=(middle,) * LAYERS)
     done = walk(reader, windows, settings=settings)
     expected_layer = {
@@ -99,8 +98,8 @@ def test_a_walk_rebuilt_from_encoded_states_ends_like_the_unbroken_one(
     whole = walk(reader, windows).resolved
     batch = reader.run(reader.embed(windows), 0, layer)
     states = [
-        decode_state("fp32", encode_state("fp32", batch.state(row)), len(window), 32)
-        for row, window in enumerate(windows)
+        decode_state("fp32", encode_state("fp32", state), len(window), 32)
+        for state, window in zip(reader.engine.states(batch), windows, strict=True)
     ]
     again = resume_walk(
         reader,

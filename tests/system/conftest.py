@@ -33,7 +33,7 @@ from tests.cloud_worker.harness import (
     wait_until,
     write_toml,
 )
-from tests.tiny import make_tiny_model
+from tests.tiny import add_bottleneck, make_tiny_model
 
 LAYERS = 8
 EDGE_LAYERS = 2
@@ -44,13 +44,16 @@ DEADLINE_SECONDS = 40.0
 @pytest.fixture(scope="session")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight layers in four groups that never exit early: every answer is the full depth's."""
-    return make_tiny_model(
+    folder = make_tiny_model(
         tmp_path_factory.mktemp("deep"),
         layers=LAYERS,
         groups=4,
         hidden_size=64,
         settings=ExitSettings.uncalibrated(LAYERS),
     )
+    for layer in range(1, LAYERS):
+        add_bottleneck(folder, layer=layer)
+    return folder
 
 
 class EdgeProcess(ElmaProcess):
@@ -134,12 +137,14 @@ class Plant:
                 "model": str(self.cloud.model),
                 "outbox": "outbox.sqlite3",
                 "max_edge_layers": EDGE_LAYERS,
-                "torch_threads": 1,
+                "threads": 1,
+                "precision": "fp32",
                 "http": {"port": port},
                 "broker": broker | {"reconnect_min_seconds": 0.1, "reconnect_max_seconds": 0.5},
                 "offload": {
                     "edge_key_file": "edge-secret.json",
                     "pool_public_key_file": "pool-public.json",
+                    "codec": "fp32",  # answers are compared with those of one machine
                     **offload,
                 },
             },
@@ -247,7 +252,7 @@ def full_depth_answer(local: LocalReading, asked: dict[str, Any]) -> tuple[str, 
 @pytest.fixture(scope="session")
 def one_machine(deep_model: Path) -> LocalReading:
     """The same model at full depth, in this process."""
-    return LocalReading(Reader.load(deep_model), edge_layers=LAYERS, codec="fp32")
+    return LocalReading(Reader.load(deep_model, precision="fp32"), edge_layers=LAYERS)
 
 
 class Crowd:

@@ -12,13 +12,12 @@ from protocol.messages import AnswerMessage, RequestWindow, WindowResult
 from protocol.topics import answer_subscription
 from reader.model import Reader
 from reader.spans import WindowSpans
-from reader.state_codecs import codec_tolerance, encode_state
 from reader.walk import Walk, walk
 from reader.windows import Window
 from tests.cloud_worker.harness import FakeEdge, WorkerProcess
 from tests.system.conftest import LAYERS, Plant, make_question
 
-CODECS = ("fp32", "fp16", "int8")
+FAITHFUL = ("fp32", "fp16", "int8")  # the best span stays what it is, even of a random network
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +57,41 @@ def test_the_edge_up_to_a_layer_and_a_worker_from_there_equal_one_machine(
 ) -> None:
     stopped = walk(reader, windows, last_layer=layer)
     assert stopped.unresolved_indexes == tuple(window.index for window in windows)
+    packed = {codec: pack(reader, stopped, windows, codec) for codec in reader.codecs.names(layer)}
+    assert {"fp32", "fp16", "int8", "int4", "bottleneck"} == set(packed)
     asked = {
-        codec: protocol_edge.publish(protocol_edge.seal(pack(stopped, windows, codec)))
-        for codec in CODECS
+        codec: protocol_edge.publish(protocol_edge.seal(body)) for codec, body in packed.items()
     }
     alone = walk(reader, windows).resolved
     for codec, sent in asked.items():
         answer = protocol_edge.wait_final(sent)
         assert isinstance(answer, AnswerMessage), answer
         assert {result.index for result in answer.results} == set(alone)
+        from_bytes = resume_here(reader, packed[codec])
         for result in answer.results:
-            assert_equal(result, alone[result.index], codec)
+            assert_equal(result, alone[result.index], codec, reader.codecs.tolerance(codec))
+            assert_equal(result, from_bytes[result.index], "fp32", 1e-4)
 
 
-def pack(stopped: Walk, windows: list[Window], codec: str) -> list[RequestWindow]:
+def resume_here(reader: Reader, packed: list[RequestWindow]) -> dict[int, WindowSpans]:
+    """What this machine makes of the very bytes that the worker gets."""
+    layer = packed[0].from_layer
+    states = [
+        reader.codecs.decode(window.codec, layer, window.state, window.length_tokens)
+        for window in packed
+    ]
+    batch = reader.engine.pack(states, [window.question_tokens for window in packed])
+    after = reader.run(batch, layer, LAYERS)
+    return {
+        spans.window_index: spans
+        for spans in reader.spans(after, LAYERS, [window.index for window in packed])
+    }
+
+
+def pack(reader: Reader, stopped: Walk, windows: list[Window], codec: str) -> list[RequestWindow]:
     """The states of all windows, as an edge sends them."""
     assert stopped.unresolved is not None
+    states = reader.engine.states(stopped.unresolved)
     return [
         RequestWindow(
             index,
@@ -81,25 +99,25 @@ def pack(stopped: Walk, windows: list[Window], codec: str) -> list[RequestWindow
             len(windows[index]),
             windows[index].question_tokens,
             codec,
-            encode_state(codec, stopped.unresolved.state(row)),
+            reader.codecs.encode(codec, stopped.last_layer, state),
         )
-        for row, index in enumerate(stopped.unresolved_indexes)
+        for index, state in zip(stopped.unresolved_indexes, states, strict=True)
     ]
 
 
-def assert_equal(result: WindowResult, alone: WindowSpans, codec: str) -> None:
-    """The same spans, all of them in order without loss and the best one with it; close logits."""
-    tolerance = codec_tolerance(codec)
+def assert_equal(result: WindowResult, alone: WindowSpans, codec: str, tolerance: float) -> None:
+    """The same spans, all of them in order without loss, the best one with little; close logits."""
     assert result.layer == alone.layer == LAYERS
     assert result.null_score == pytest.approx(alone.null_score, abs=2 * tolerance)
     places = [(span.start_token, span.end_token) for span in result.spans]
     expected = [(span.start_token, span.end_token) for span in alone.spans]
-    assert places[0] == expected[0]
+    if codec in FAITHFUL:
+        assert places[0] == expected[0]
     if codec == "fp32":
         assert places == expected
     logits = {(span.start_token, span.end_token): span for span in alone.spans}
     shared = [place for place in places if place in logits]
-    assert shared, "no span in common"
+    assert shared or codec not in FAITHFUL, "no span in common"
     for span in result.spans:
         mine = logits.get((span.start_token, span.end_token))
         if mine is not None:

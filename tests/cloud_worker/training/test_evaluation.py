@@ -27,6 +27,7 @@ from cloud_worker.training.squad_metrics import squad_metrics
 from elma.cli import app
 from reader.exits import CRITERIA, ExitSettings
 from reader.model import Reader
+from reader.network_files import load_network, save_network
 from reader.spans import choose_answers
 from reader.walk import finish, walk
 from tests.cloud_worker.training.measuring import (
@@ -42,11 +43,13 @@ PNG_MAGIC = b"\x89PNG"
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    made = Reader.load(make_tiny_model(tmp_path_factory.mktemp("model"), layers=LAYERS))
+    folder = make_tiny_model(tmp_path_factory.mktemp("model"), layers=LAYERS)
     # One span head for all exits, so that neighbours can agree and patience has something to do.
-    for head in made.network.exits:
-        head.span.load_state_dict(made.network.exits[0].span.state_dict())
-    return made
+    network = load_network(folder)
+    for layer in range(1, LAYERS + 1):
+        network.exit_head(layer).span.load_state_dict(network.exit_head(1).span.state_dict())
+    save_network(network, folder, tokenizer_from=folder)
+    return Reader.load(folder, precision="fp32")
 
 
 @pytest.fixture(scope="module")

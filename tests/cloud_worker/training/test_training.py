@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,53 +15,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AlbertForQuestionAnswering
 
-from cloud_worker.training.objective import ObjectiveSettings, exit_weights
-from cloud_worker.training.settings import TrainingError, TrainSettings
-from cloud_worker.training.trainer import Progress, train
+from cloud_worker.training.objective import exit_weights
+from cloud_worker.training.run import Progress
+from cloud_worker.training.settings import ObjectiveSettings, TrainingError
+from cloud_worker.training.trainer import train
 from reader.model import Reader
+from tests.cloud_worker.training.small_runs import column, settings_for, write_questions
 from tests.tiny import make_tiny_model
-
-PLACES = ["river", "city", "tower", "ship", "north", "south"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions that a tiny reader can learn: the word after "red" or "green"."""
-    paragraphs = []
-    for number, (left, right) in enumerate(
-        (left, right) for left in PLACES for right in PLACES if left != right
-    ):
-        context = f"the old red {left} was the first and the green {right} was the last."
-        qas: list[dict[str, object]] = [
-            {
-                "id": f"{number}-{color}",
-                "question": f"what is {color}?",
-                "answers": [
-                    {
-                        "text": word,
-                        "answer_start": context.index(f"{color} {word}") + len(color) + 1,
-                    }
-                ],
-                "is_impossible": False,
-                "source": "colors",
-            }
-            for color, word in (("red", left), ("green", right))
-        ]
-        qas.append(
-            {
-                "id": f"{number}-no",
-                "question": "who is king?",
-                "answers": [],
-                "is_impossible": True,
-                "source": "none",
-            }
-        )
-        paragraphs.append({"context": context, "qas": qas})
-    path = tmp_path_factory.mktemp("data") / "train.json"
-    path.write_text(
-        json.dumps({"version": "2.0", "data": [{"title": "t", "paragraphs": paragraphs}]})
-    )
-    return path
+    return write_questions(tmp_path_factory.mktemp("data") / "train.json")
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +34,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("base"), layers=2, groups=2)
 
 
-def settings_for(base: Path, data: Path, out: Path, /, **changes: object) -> TrainSettings:
-    plain = TrainSettings(
-        base=str(base),
-        out=str(out),
-        data=(str(data),),
-        epochs=2,
-        learning_rate=2e-3,
-        batch_windows=16,
-        batch_tokens=2048,
-        dropout=0.1,
-        average_decay=0.9,
-        bf16=False,
-        negatives=0.5,
-        checkpoint_seconds=1e9,
-    )
-    return replace(plain, **changes)  # type: ignore[arg-type]  # test helper
-
-
 def losses(folder: Path) -> list[float]:
-    with (folder / "training.csv").open() as stream:
-        return [float(row["loss"]) for row in csv.DictReader(stream)]
+    return column(folder, "loss")
 
 
 def test_training_learns_and_writes_everything_beside_the_weights(
@@ -161,12 +105,14 @@ def test_resuming_under_other_settings_is_refused(base: Path, data: Path, tmp_pa
 
 
 def test_frozen_embeddings_stay_on_the_packed_grid(base: Path, data: Path, tmp_path: Path) -> None:
-    from reader.storage import WORD_EMBEDDINGS, decode_int4_groups, encode_int4_groups
+    from reader.encodings import decode_int4_groups, encode_int4_groups
+    from reader.storage import WORD_EMBEDDINGS
 
     folder = train(settings_for(base, data, tmp_path, freeze_embeddings=True, steps=3))
     before = load_file(base / "model.safetensors")[WORD_EMBEDDINGS]
     after = load_file(folder / "model.safetensors")[WORD_EMBEDDINGS]
-    torch.testing.assert_close(after, decode_int4_groups(*encode_int4_groups(before)))
+    expected = decode_int4_groups(*encode_int4_groups(before.numpy()))
+    torch.testing.assert_close(after, torch.from_numpy(expected))
 
 
 def test_source_weights_thin_and_repeat(base: Path, data: Path, tmp_path: Path) -> None:

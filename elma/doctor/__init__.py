@@ -1,0 +1,1 @@
+"""What `elma doctor` looks at: a function for each thing, and a `Finding` from each function."""

@@ -1,0 +1,1 @@
+"""Engines: what multiplies the matrices of a reader, behind one interface (`engine.Engine`)."""
