@@ -265,7 +265,9 @@ def _result(
     return {
         "model": base.name,
         "release": folder_digest(base),
-        "compressed": None if plan.compressed is None else _name_of(Path(plan.compressed)),
+        "compressed": (
+            None if plan.compressed is None else _name_of(Path(_folder(plan.compressed)))
+        ),
         "data": timed.source,
         "questions": len(timed.questions),
         "f1_questions": len(asked.questions),

@@ -23,6 +23,7 @@ from reader.states import StateBatch
 Attention = Callable[[Tensor, StateBatch, Sequence[Sequence[int]]], Tensor]
 """`(fused [R', 3, N, D], batch, spans of the N heads for each window)` to `[R', N * D]` float32."""
 
+LARGE = 1e30
 TOKEN_STEP = 16
 """A window's scores are filled up to a multiple of this, so that oneDNN compiles few shapes."""
 
@@ -66,30 +67,26 @@ def _window_by_window(
 ) -> Tensor:
     mixed = fused.new_zeros((len(fused), *fused.shape[2:]))  # [R', N, D]
     for window, (first, last) in enumerate(pairwise(batch.boundaries)):
-        for heads, limits in _kinds_of_heads(spans[window], last - first):
+        heads, limits = _seeing_heads(spans[window])
+        if limits:
             visible = visible_tokens(limits, last - first, batch.question_tokens[window])
             mask = None if visible is None else torch.from_numpy(visible)  # [heads, T, T]
             mixed[first:last, heads] = attend(fused[first:last, :, heads], mask).to(mixed.dtype)
     return mixed.flatten(1)
 
 
-def _kinds_of_heads(
-    spans: Sequence[int], tokens: int
-) -> list[tuple[slice | list[int], Sequence[int]]]:
-    """Heads that need no mask, then those that do, each with their spans; the silent not at all."""
-    if min(spans) >= tokens - 1:
-        return [(slice(None), spans)]
-    free = [head for head, span in enumerate(spans) if span and span >= tokens - 1]
-    limited = [head for head, span in enumerate(spans) if 0 < span < tokens - 1]
-    return [(heads, [spans[head] for head in heads]) for heads in (free, limited) if heads]
+def _seeing_heads(spans: Sequence[int]) -> tuple[slice | list[int], Sequence[int]]:
+    """The heads that are not silent, and their spans."""
+    if all(spans):
+        return slice(None), spans
+    seeing = [head for head, span in enumerate(spans) if span]
+    return seeing, [spans[head] for head in seeing]
 
 
 def _attend_float32(fused: Tensor, visible: Tensor | None) -> Tensor:
     """`[T, 3, N, D]` to `[T, N, D]`."""
     query, key, value = fused.permute(1, 2, 0, 3).unsqueeze(1)  # each [1, N, T, D]
-    bias = None  # a mask of bools would take ten times as long
-    if visible is not None:
-        bias = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)[None]
+    bias = None if visible is None else _hidden(visible, fused.dtype)[None]
     mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     return mixed[0].transpose(0, 1)
 
@@ -104,8 +101,16 @@ def _attend_bfloat16(fused: Tensor, visible: Tensor | None) -> Tensor:
     scores = torch.bmm(query.mul_(1 / math.sqrt(size)), key.transpose(1, 2))  # [N, T', T']
     scores[:, :, tokens:] = -torch.inf
     if visible is not None:
-        scores[:, :tokens, :tokens].masked_fill_(~visible, -torch.inf)
+        scores[:, :tokens, :tokens].add_(_hidden(visible, scores.dtype))
     return torch.bmm(torch.softmax(scores, dim=-1), value)[:, :tokens].transpose(0, 1)
+
+
+def _hidden(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: 0 where `visible` `[N, T, T]`, else so little that softmax gives 0.
+
+    By arithmetic: filling by a mask of bools takes ten times as long.
+    """
+    return visible.to(dtype).sub_(1).mul_(LARGE)
 
 
 def _padded_mask(batch: StateBatch, spans: Sequence[Sequence[int]], tokens: int) -> Tensor | None:

@@ -12,8 +12,10 @@ Shapes: N heads, T tokens of one window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reader.arrays import BoolArray
 
@@ -22,10 +24,17 @@ def visible_tokens(spans: Sequence[int], tokens: int, question_tokens: int) -> B
     """`[N, T, T]`: whether head n lets token i (rows) look at token j; None when all see all."""
     if min(spans, default=tokens) >= tokens - 1:
         return None
-    place = np.arange(tokens)
-    distance = np.abs(place[:, None] - place[None, :])  # [T, T]
-    in_question = place < question_tokens
-    always = in_question[:, None] | in_question[None, :]
-    near = distance[None] <= np.array(spans)[:, None, None]  # [N, T, T]
-    mask: BoolArray = near | always
+    reach = np.minimum(spans, tokens).astype(np.int16)[:, None, None]  # [N, 1, 1]
+    mask: BoolArray = _distances(tokens, question_tokens) <= reach
     return mask
+
+
+@lru_cache(maxsize=4)  # every layer asks for those of the window at hand
+def _distances(tokens: int, question_tokens: int) -> NDArray[np.int16]:
+    """`[T, T]` distances between tokens, 0 where one of the two is in the question."""
+    place = np.arange(tokens, dtype=np.int16)
+    distance: NDArray[np.int16] = np.abs(place[:, None] - place[None, :])
+    distance[:question_tokens] = 0
+    distance[:, :question_tokens] = 0
+    distance.flags.writeable = False
+    return distance
