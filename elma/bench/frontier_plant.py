@@ -60,7 +60,7 @@ ANSWER_SECONDS = 120.0
 DEADLINE_SECONDS = 60.0
 # A slow link needs longer for one state than the default patience with a silent worker.
 PATIENCE_SECONDS = 50.0
-LARGEST_TOKENS_BYTES = 8_192
+LARGEST_TOKENS_BYTES = 4_096
 CERTAIN = 1e9  # a threshold that every uncertainty is below
 
 
@@ -222,7 +222,7 @@ def _packing(codec: str) -> dict[str, Any]:
     a device that may send token ids sends these."""
     if codec == TOKENS:
         return {
-            "codec": "fp32",
+            "codec": "auto",
             "privacy": "allow-tokens",
             "max_request_bytes": LARGEST_TOKENS_BYTES,
         }
