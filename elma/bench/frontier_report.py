@@ -107,7 +107,7 @@ def draw(result: Mapping[str, Any], png_path: Path) -> None:
             style = {"color": COLOURS[place % len(COLOURS)]}
             shape = "*" if row["way"].startswith("ours/") else "x" if row["is_bound"] else "o"
             axes.plot([row["p50_ms"], row["p95_ms"]], [row["f1"]] * 2, alpha=0.4, **style)
-            label = row["name"].strip("*") if link == chosen_links[0] else None
+            label = row["name"].replace("*", "") if link == chosen_links[0] else None
             axes.plot(row["p50_ms"], row["f1"], shape, markersize=9, label=label, **style)
         axes.set(xscale="log", xlabel="ms, p50 to p95", title=link)
         axes.grid(alpha=0.3)
@@ -138,9 +138,9 @@ def find_better(rows: Sequence[Mapping[str, Any]], way: str) -> list[str]:
             if (other[key] > ours[key] if key == "f1" else other[key] < ours[key])
         ]
         if better:
+            best = name_of(ours["way"]).replace("*", "")
             sentences.append(
-                f"{link}: {name_of(way)}, is better than {name_of(ours['way']).strip('*')}, in "
-                f"{'; '.join(better)}."
+                f"{link}: {name_of(way)}, is better than {best}, in {'; '.join(better)}."
             )
     return sentences
 
