@@ -3,6 +3,7 @@
 #   make demo     three real processes on this machine answer questions (ARGS="--json" and the like)
 #   make test     all tests (ARGS="-k lease" and the like go to pytest)
 #   make test-device  installs the wheel without torch in a fresh environment and asks it (network)
+#   make campaign     50 cuts in transfers of releases (minutes; .ci/run runs ten)
 #   make check    format, lint, types and tests: what must pass before a commit
 
 TORCH_VERSION ?= 2.13.0
@@ -11,10 +12,10 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := reader protocol broker edge_agent cloud_worker elma
+PACKAGES := reader protocol broker releases edge_agent cloud_worker publisher elma
 SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks)
 
-.PHONY: help environment demo test test-device check format format-check lint types clean
+.PHONY: help environment demo test test-device campaign check format format-check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +31,11 @@ test: $(READY)  ## all tests
 
 test-device: $(READY)  ## the wheel in a fresh environment without torch; needs the package index
 	$(BIN)/python -m pytest -m device $(ARGS)
+
+CUTS ?= 50
+
+campaign: $(READY)  ## transfers of a release, cut at random; CUTS=50
+	$(BIN)/python -m benchmarks.release_cuts --cuts $(CUTS) --json
 
 check: format-check lint types test  ## format, lint, types, tests
 

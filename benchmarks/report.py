@@ -14,12 +14,20 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elma.bench import edge, frontier_report, limit, memory, wire, worker_report
+from elma.bench import (
+    edge,
+    frontier_report,
+    limit,
+    memory,
+    release_bytes,
+    wire,
+    worker_report,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,6 +36,66 @@ FIGURES = ROOT / "docs" / "figures"
 BLOCK = re.compile(r"(<!-- result ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Result = Mapping[str, Any]
+
+
+def fleet_markdown(result: Result) -> str:
+    """Table of `benchmarks.release_fleet`."""
+    sent, transfers = result["published"], result["transfer_seconds"]
+    wire = "; ".join(
+        f"{clients} {one['bytes_each']:,} bytes each in {one['seconds']:.2f} s"
+        for clients, one in result["wire_limit"].items()
+    )
+    rows = (
+        (
+            f"`elma publish`: packing, checks in {len(sent['engines'])} ways, building, upload, "
+            "a worker that loads it",
+            f"{result['publish_command_seconds']:.1f} s",
+        ),
+        (f"of it the upload of {sent['bytes_sent']:,} bytes", f"{sent['upload_seconds']:.2f} s"),
+        (
+            f"bytes to each edge (chunks; the manifest has {sent['manifest_bytes']:,})",
+            f"{result['bytes_per_edge']['most']:,}",
+        ),
+        (
+            "transfer and assembly on an edge, median and last",
+            f"{transfers['median']:.2f} s, {transfers['last']:.2f} s",
+        ),
+        (
+            "from the command's start until the first, the median, the last edge use it",
+            ", ".join(f"{result[f'{who}_edge_active_seconds']:.1f} s" for who in _WHO),
+        ),
+        ("until the last has answered a question", f"{result['last_edge_answered_seconds']:.1f} s"),
+        ("wire limit: bare clients that read every retained chunk at once", wire),
+    )
+    head = (
+        f"`{result['model']}` ({sent['release_bytes']:,} bytes as a release) to "
+        f"{result['edges']} edges without weights ({result['engine']} engine), all at once:"
+    )
+    return "\n".join([head, "", *_two_columns(rows)])
+
+
+def cuts_markdown(result: Result) -> str:
+    """Table of `benchmarks.release_cuts`."""
+    cuts = ", ".join(f"{count} of the {kind}" for kind, count in result["cuts"].items())
+    rows = (
+        ("transfers, and their cuts", f"{result['transfers']}; {cuts}"),
+        ("each completed, and only whole releases answered", "yes" if result["is_right"] else "no"),
+        ("bytes of a transfer", f"{result['bytes_of_a_whole_transfer']:,}"),
+        (
+            "fetched again, all together (four chunks a cut may be: "
+            f"{result['bytes_that_may_be']:,})",
+            f"{result['bytes_fetched_again']['total']:,}",
+        ),
+        ("answers meanwhile", f"{sum(result['answers_by_release'].values()):,}"),
+    )
+    return "\n".join(_two_columns(rows))
+
+
+def _two_columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return ["| | |", "| --- | ---: |", *(f"| {what} | {value} |" for what, value in rows)]
+
+
+_WHO = ("first", "median", "last")
 # The first word of a result's name is the benchmark that wrote it.
 MARKDOWN: dict[str, Callable[[Any], str]] = {
     "edge": edge.markdown_of,
@@ -36,6 +104,9 @@ MARKDOWN: dict[str, Callable[[Any], str]] = {
     "frontier": frontier_report.markdown_of,
     "limit": limit.markdown_of,
     "memory": memory.markdown_of,
+    "release_bytes": release_bytes.markdown_of,
+    "release_fleet": fleet_markdown,
+    "release_cuts": cuts_markdown,
 }
 DRAWINGS: dict[str, Callable[[Any, Path], None]] = {
     "edge-1": edge.draw,

@@ -44,10 +44,12 @@ from broker.packets import (
     set_will,
 )
 from broker.settings import BrokerSettings
+from broker.subscribing import Subscribing
 
 CLOSE_SECONDS = 2.0
 NO_MATCHING_SUBSCRIBERS = 16
 MQTT_RECEIVE_MAXIMUM = 65_535
+MAX_SUBSCRIBING = 64
 _serials = itertools.count(1)
 _log = SafeLog("elma.broker")
 _P = ParamSpec("_P")
@@ -66,10 +68,14 @@ class Identity:
     will_delay_seconds: int
     largest_packet_bytes: int
     """Announced to the broker, which keeps larger ones from us."""
+    stale_filters: Sequence[str] = ()
+    """What a persistent session may still be subscribed to and must not be any more."""
 
 
 class Connection:
-    """One connection of one identity. `on_delivery` runs on paho's thread and must be quick."""
+    """One connection of one identity. `on_delivery` and `on_subscription_refused` (with the topic
+    filter) run on paho's thread and must be quick.
+    """
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class Connection:
         epoch: int,
         on_delivery: Callable[[Delivery], None],
         on_callback_failure: Callable[[], None],
+        on_subscription_refused: Callable[[str], None],
     ) -> None:
         self.epoch = epoch
         self.maximum_packet_bytes = settings.maximum_packet_bytes
@@ -86,11 +93,13 @@ class Connection:
         self._identity = identity
         self._on_delivery = on_delivery
         self._on_callback_failure = on_callback_failure
+        self._on_subscription_refused = on_subscription_refused
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._settled = threading.Event()  # ready or closed, whichever comes first
         self._closed = threading.Event()
         self._in_flight = InFlight(settings.max_in_flight)
+        self._subscribing = Subscribing(MAX_SUBSCRIBING)
         self._unacknowledged: dict[int, int] = {}  # mid -> serial of the delivery
         self._client = self._make_client()
 
@@ -174,8 +183,7 @@ class Connection:
 
     def publish(self, publication: Publication) -> Receipt:
         """Hand a publication to paho. Raises NotConnected, PayloadTooLarge, TooManyInFlight."""
-        if not self.is_ready:
-            raise NotConnected(f"not connected to broker {self._settings.address}")
+        self._check_ready()
         if publication.packet_bytes > self.maximum_packet_bytes:
             raise PayloadTooLarge(
                 f"{publication.topic}: a packet of up to {publication.packet_bytes} bytes; the "
@@ -199,7 +207,7 @@ class Connection:
             raise InvalidPublication(f"{publication.topic}: {error}") from error
         if information.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._in_flight.free_place()
-            raise NotConnected(f"{publication.topic}: {paho.error_string(information.rc)}")
+        self._check_sent(publication.topic, information.rc)
         return self._in_flight.register(information.mid)
 
     def acknowledge(self, delivery: Delivery) -> bool:
@@ -212,6 +220,29 @@ class Connection:
             del self._unacknowledged[delivery.mid]
         self._client.ack(delivery.mid, delivery.qos)
         return True
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Ask for one more subscription. Raises NotConnected, TooManyInFlight."""
+        self._check_ready()
+        code, _ = self._subscribing.ask(
+            [subscription],
+            lambda: self._client.subscribe([_filter_of(subscription)]),
+        )
+        self._check_sent(subscription.topic_filter, code)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription. Raises NotConnected."""
+        self._check_ready()
+        self._check_sent(topic_filter, self._client.unsubscribe(topic_filter)[0])
+
+    def _check_ready(self) -> None:
+        if not self.is_ready:
+            raise NotConnected(f"not connected to broker {self._settings.address}")
+
+    def _check_sent(self, topic: str, code: MQTTErrorCode) -> None:
+        """Raises NotConnected where paho did not take a packet."""
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise NotConnected(f"{topic}: {paho.error_string(code)}")
 
     # -- paho's callbacks, on its thread ---------------------------------------------------
 
@@ -263,27 +294,29 @@ class Connection:
             self.maximum_packet_bytes = min(self.maximum_packet_bytes, limit)
         receive_maximum = getattr(granted, "ReceiveMaximum", MQTT_RECEIVE_MAXIMUM)
         self._in_flight.limit = min(self._in_flight.limit, receive_maximum)
-        filters = [
-            (one.topic_filter, SubscribeOptions(qos=one.qos))
-            for one in self._identity.subscriptions
-        ]
-        if filters:
-            client.subscribe(filters)
+        if self._identity.stale_filters:
+            client.unsubscribe(list(self._identity.stale_filters))
+        wanted = self._identity.subscriptions
+        if wanted:
+            self._subscribing.ask(
+                wanted, lambda: client.subscribe([_filter_of(one) for one in wanted])
+            )
         else:
             self._become_ready()
 
     def _on_subscribe(
-        self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+        self, _client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
     ) -> None:
-        for subscription, reason in zip(self._identity.subscriptions, reasons, strict=False):
-            if reason.is_failure:
-                self._end(
-                    SubscriptionRefused(
-                        f"broker {self._settings.address} refused {self._identity.client_id} the "
-                        f"subscription {subscription.topic_filter}: {reason}"
-                    )
-                )
+        for subscription, reason in self._subscribing.settle(mid, reasons):
+            refusal = SubscriptionRefused(
+                f"broker {self._settings.address} refused {self._identity.client_id} the "
+                f"subscription {subscription.topic_filter}: {reason}"
+            )
+            if not self._ready.is_set():
+                self._end(refusal)
                 return
+            _log.warning("broker_subscription_refused", why=str(refusal))
+            self._on_subscription_refused(subscription.topic_filter)
         self._become_ready()
 
     def _on_publish(
@@ -334,3 +367,8 @@ class Connection:
         if isinstance(connection, socket.socket):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _filter_of(subscription: Subscription) -> tuple[str, SubscribeOptions]:
+    """What paho wants of a subscription."""
+    return subscription.topic_filter, SubscribeOptions(qos=subscription.qos)

@@ -10,6 +10,7 @@ BrokerError
 │   ├── PayloadTooLarge      over the packet size that the broker takes
 │   └── TooManyInFlight      as many unacknowledged publications as allowed
 ├── SessionStopped           the session was not started, or was stopped
+├── EnrolmentError           a secured broker's folder, certificate or member is wrong
 └── BrokerProcessError       a broker on this machine that cannot be run
     ├── BrokerMissing        its program is not installed
     └── BrokerStartFailed    it was started and does not answer
@@ -56,6 +57,10 @@ class TooManyInFlight(PublishError):
 
 class SessionStopped(PublishError):
     """The session was not started yet, or was stopped."""
+
+
+class EnrolmentError(BrokerError):
+    """A secured broker's folder cannot be made or read, or a member not enrolled or revoked."""
 
 
 class BrokerProcessError(BrokerError):

@@ -2,7 +2,7 @@
 
 Input: a directory, a loopback address, a port. Output: `mosquitto.conf` in that directory and the
 command. The set-up is for one machine: no TLS, no accounts, hence loopback only. Each section of
-the file has its own function, so that other listeners and access rules can stand beside them.
+the file has its own function; `mosquitto_files` shares those that a secured broker has as well.
 `run` starts the command and keeps the process.
 """
 
@@ -53,9 +53,9 @@ def write_configuration(
     sections = (
         ["# Written by ELMA at each start: changes here are lost."],
         _listener(host, port),
-        _limits(maximum_packet_bytes),
-        _persistence(data),
-        _logging(),
+        limit_lines(maximum_packet_bytes),
+        persistence_lines(data),
+        logging_lines(),
     )
     path = directory / CONFIGURATION_NAME
     text = "\n\n".join("\n".join(lines) for lines in sections) + "\n"
@@ -78,7 +78,8 @@ def _listener(host: str, port: int) -> list[str]:
     return lines
 
 
-def _limits(maximum_packet_bytes: int) -> list[str]:
+def limit_lines(maximum_packet_bytes: int) -> list[str]:
+    """The bounds that every broker of ours has."""
     return [
         "# Announced to every client, which checks it before it publishes.",
         f"max_packet_size {maximum_packet_bytes}",
@@ -91,7 +92,8 @@ def _limits(maximum_packet_bytes: int) -> list[str]:
     ]
 
 
-def _persistence(data: Path) -> list[str]:
+def persistence_lines(data: Path) -> list[str]:
+    """What survives a restart, and where."""
     return [
         "# What was acknowledged since the last save is lost when the broker is killed.",
         "persistence true",
@@ -100,7 +102,8 @@ def _persistence(data: Path) -> list[str]:
     ]
 
 
-def _logging() -> list[str]:
+def logging_lines() -> list[str]:
+    """What goes to stdout; never a payload."""
     return [
         "log_dest stdout",
         "log_type error",

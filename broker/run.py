@@ -119,12 +119,11 @@ class RunningBroker:
         """Start the process and wait until it answers. Raises BrokerStartFailed."""
         if self.is_running:
             return
-        if _answers(self.host, self.port):
+        if self._is_answering():
             raise BrokerStartFailed(
                 f"port {self.port} of {self.host} is taken by another broker; choose another port"
             )
-        program = mosquitto if self.kind == "mosquitto" else embedded
-        command = program.prepare(self.directory, self.host, self.port, self.maximum_packet_bytes)
+        command = self._command()
         with (self.directory / LOG_NAME).open("ab") as log:
             # Our own argument list, no shell; a session of its own, so that Ctrl-C in the terminal
             # reaches us and not the broker.
@@ -181,6 +180,15 @@ class RunningBroker:
     ) -> None:
         self.stop()
 
+    def _command(self) -> list[str]:
+        """Write what the program reads; returns how it is started."""
+        prepare = mosquitto.prepare if self.kind == "mosquitto" else embedded.prepare
+        return prepare(self.directory, self.host, self.port, self.maximum_packet_bytes)
+
+    def _is_answering(self) -> bool:
+        """Whether a broker answers where this one should."""
+        return _answers(self.host, self.port)
+
     def _wait_until_ready(self) -> None:
         process = self._process
         deadline = time.monotonic() + READY_SECONDS
@@ -191,7 +199,7 @@ class RunningBroker:
                     f"{self.kind} on {self.host}:{self.port} ended with status "
                     f"{process.returncode}; its log: {self.log_tail() or 'empty'}"
                 )
-            if _answers(self.host, self.port):
+            if self._is_answering():
                 return
             time.sleep(POLL_SECONDS)
         self._end(signal.SIGKILL)

@@ -17,6 +17,9 @@ way to QoS 1. What finds no place is dropped, counted in `dropped_total` and log
 delivery is then acknowledged where the session ends with the connection (nobody would send it
 again, and it would hold a place for ever); where the session persists it is left unacknowledged
 and the connection is ended, so that the next one brings it again.
+
+The subscriptions that a session is made with are its own and come back with every connection.
+`subscribe` adds one for as long as this connection lives, such as to a single chunk of a release.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from broker.connection import Connection, Identity
@@ -40,6 +44,7 @@ from broker.errors import (
 from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
 from broker.log import LineLimit, SafeLog
 from broker.settings import BrokerSettings
+from broker.subscribing import AddedFilters
 from protocol.checks import is_name
 
 WATCHDOG_SECONDS = 1.0
@@ -71,6 +76,9 @@ class Session:
     `will`: published by the broker when we vanish, and by us on a clean stop.
     `birth`: published by us each time we are connected, such as a retained "online".
     `on_connection_change`: called on the session's thread with True or False; must be quick.
+
+    The attribute `on_subscription_refused` may be set to a function: it is called with the topic
+    filter of a `subscribe` that the broker refused, on paho's thread; must be quick.
     """
 
     def __init__(
@@ -108,6 +116,7 @@ class Session:
             )
         self.client_id = client_id
         self.on_connection_change = on_connection_change
+        self.on_subscription_refused: Callable[[str], None] | None = None
         self.dropped_total = 0
         self.callback_failures_total = 0
         self.connections_total = 0
@@ -124,6 +133,9 @@ class Session:
         )
         self._birth = birth
         self._persists = not clean_start and session_expiry_seconds > 0
+        self._added = AddedFilters(
+            (subscription.topic_filter for subscription in subscriptions), are_kept=self._persists
+        )
         self._queue = DeliveryQueue(queue_bound, queue_bound_bytes)
         self._dropped_lines = LineLimit(DROPPED_LINES_PER_SECOND)
         self._arrived = threading.Condition()
@@ -228,12 +240,37 @@ class Session:
         Raises NotConnected, PayloadTooLarge, TooManyInFlight or SessionStopped. A receipt that is
         acknowledged is no proof of arrival: only the answer is.
         """
+        return self._live_connection().publish(publication)
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Ask for one more subscription while this connection lives; any thread.
+
+        Retained messages that match arrive like other deliveries. A refusal comes to
+        `on_subscription_refused`. After a reconnect it is gone: subscribe again where it is still
+        wanted. Raises NotConnected, TooManyInFlight or SessionStopped.
+        """
+        connection = self._live_connection()
+        self._added.add(subscription.topic_filter)
+        connection.subscribe(subscription)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End what `subscribe` began; deliveries on their way may still come.
+
+        Raises NotConnected or SessionStopped, and BrokerSettingsError for one of the session's own.
+        """
+        if self._added.is_own(topic_filter):
+            raise BrokerSettingsError(f"{self.client_id}: {topic_filter} is the session's own")
+        self._live_connection().unsubscribe(topic_filter)
+        self._added.discard(topic_filter)
+
+    def _live_connection(self) -> Connection:
+        """The present connection. Raises NotConnected or SessionStopped."""
         if self._stopping.is_set() or self._keeper is None:
             raise SessionStopped(f"{self.client_id}: the session is not running")
         connection = self._connection
         if connection is None:
             raise NotConnected(f"{self.client_id}: not connected to {self._settings.address}")
-        return connection.publish(publication)
+        return connection
 
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """The next delivery, or None after `timeout_seconds`, or at once when stopped and empty."""
@@ -272,16 +309,18 @@ class Session:
         """Connect, stay until the connection ends or the session stops, and clean up."""
         connection = Connection(
             self._settings,
-            self._identity,
+            replace(self._identity, stale_filters=self._added.begin_connection()),
             self._epoch + 1,
             self._take_in,
             self._count_callback_failure,
+            self._tell_refused,
         )
         self._epoch += 1
         self._forget_stale()
         self._connection = connection
         try:
             connection.open()
+            self._added.note_connected()
             self.connections_total += 1
             self._failure = None
             _log.info("broker_connected", client=self.client_id, epoch=self._epoch)
@@ -354,6 +393,12 @@ class Session:
         except Exception:
             self._count_callback_failure()
             _log.exception("broker_hook_failed", client=self.client_id)
+
+    def _tell_refused(self, topic_filter: str) -> None:
+        """Hand a refusal to the caller's hook; `Connection` keeps an exception from harm."""
+        self._added.discard(topic_filter)
+        if self.on_subscription_refused is not None:
+            self.on_subscription_refused(topic_filter)
 
     def _note_failure(self, error: BrokerError) -> None:
         """Keep the reason for `failure`; log it when it is not the same as before."""

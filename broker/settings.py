@@ -70,10 +70,7 @@ class BrokerSettings(BaseModel):
         if path is None:
             return None
         try:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise BrokerSettingsError(
-                    f"password_file {path} is open to other users; run: chmod 600 {path}"
-                )
+            _must_be_private("password_file", path)
             content = path.read_bytes()
         except OSError as error:
             raise BrokerSettingsError(f"password_file {path}: {error.strerror}") from error
@@ -100,6 +97,7 @@ class BrokerSettings(BaseModel):
         if self.tls_certificate_file is not None and self.tls_key_file is not None:
             _must_exist("tls_certificate_file", self.tls_certificate_file)
             _must_exist("tls_key_file", self.tls_key_file)
+            _must_be_private("tls_key_file", self.tls_key_file)
             try:
                 # An empty password makes an encrypted key fail here instead of asking a terminal.
                 context.load_cert_chain(self.tls_certificate_file, self.tls_key_file, lambda: b"")
@@ -118,3 +116,9 @@ def _must_exist(setting: str, path: Path) -> None:
             pass
     except OSError as error:
         raise BrokerSettingsError(f"{setting} {path}: {error.strerror}") from error
+
+
+def _must_be_private(setting: str, path: Path) -> None:
+    """Refuse a secret file that others may read. Raises OSError for one that is not there."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise BrokerSettingsError(f"{setting} {path} is open to other users; run: chmod 600 {path}")

@@ -1,10 +1,11 @@
 """A worker as a process: its parts put together, started, drained and stopped in the right order.
 
     deliveries -> Intake -> RequestQueue -> Resumer -> Replies -> publications
+                     |-> ReleaseKeeper -> Releases
 
 Input: `WorkerSettings`. Output: a process that serves until SIGTERM or SIGINT. Neighbours:
-`elma worker run` calls `run_worker`; `receive`, `request_queue`, `resume`, `reply` and `health` do
-the work.
+`elma worker run` calls `run_worker`; `receive`, `request_queue`, `resume`, `reply`, `health` and,
+where a channel is followed, `release_keeper` do the work.
 
 Lifetimes. A first signal drains: new requests are told busy, accepted ones get `drain_seconds` to
 be answered, the rest is told to go elsewhere, presence says offline, exit status 0. A second signal
@@ -25,11 +26,14 @@ from typing import Any
 from broker.exchange import Publication, Subscription
 from broker.log import SafeLog
 from broker.session import Session
+from cloud_worker.agreement import AgreementCounter
 from cloud_worker.errors import PartDied, describe_fault
 from cloud_worker.health import HealthServer
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.receive import Intake
-from cloud_worker.releases import Releases
+from cloud_worker.release_keeper import ReleaseKeeper
+from cloud_worker.release_start import load_releases, open_store
+from cloud_worker.releases import LoadedRelease, Releases
 from cloud_worker.reply import Replies
 from cloud_worker.request_queue import RequestQueue
 from cloud_worker.resume import Resumer
@@ -38,7 +42,13 @@ from protocol.duplicates import DuplicateGuard
 from protocol.key_files import EdgeFolder, PoolKeyFile
 from protocol.keys import EdgeDirectory, PoolKeys
 from protocol.messages import Presence, encode_message
-from protocol.topics import PresenceTopic, cancel_subscription, worker_subscription
+from protocol.topics import (
+    PresenceTopic,
+    cancel_subscription,
+    model_state_subscription,
+    worker_subscription,
+)
+from releases.store import ReleaseStore
 
 STUCK_SECONDS = 120.0
 FLUSH_SECONDS = 5.0
@@ -58,14 +68,32 @@ class Worker:
         releases: Releases,
         pool_keys: Callable[[], PoolKeys],
         edges: EdgeDirectory,
+        store: ReleaseStore | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """`store` is needed where the settings follow a channel; `stop` closes it."""
         self.settings = settings
+        self._clock = clock
         self.metrics = WorkerMetrics()
         self._releases = releases
         self.session = _make_session(settings)
+        self.agreement = AgreementCounter(self.metrics.agreement)
+        self.keeper: ReleaseKeeper | None = None
+        if settings.releases is not None and store is not None:
+            self.keeper = ReleaseKeeper(
+                settings,
+                settings.releases,
+                store,
+                releases,
+                self.session,
+                self.metrics,
+                self.agreement,
+                clock=clock,
+                wall_clock=wall_clock,
+            )
+            self.session.on_connection_change = self.keeper.connection_changed
         self._guard = DuplicateGuard(clock=wall_clock)
         self.queue = RequestQueue(
             settings.batch.limits,
@@ -83,10 +111,10 @@ class Worker:
         )
         self.resumer = Resumer(
             self.queue,
-            releases,
             self.replies,
             self._guard,
             self.metrics,
+            self.agreement,
             name=settings.name,
             lease_seconds=settings.lease_seconds,
             clock=clock,
@@ -104,6 +132,8 @@ class Worker:
             lease_seconds=settings.lease_seconds,
             state_bytes_bound=settings.queue_bound_bytes,
             pace=lambda: self.resumer.seconds_a_request,
+            listeners=() if self.keeper is None else (self.keeper.take,),
+            is_coming=lambda release: self.keeper is not None and self.keeper.is_coming(release),
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -115,6 +145,8 @@ class Worker:
         self.resumer.start()
         self.session.start()
         self.intake.start()
+        if self.keeper is not None:
+            self.keeper.start()
 
     def drain(self, give_up: threading.Event) -> bool:
         """Accept no more; whether all that was accepted is answered and with the broker.
@@ -131,6 +163,8 @@ class Worker:
     def stop(self) -> None:
         """End everything; edges whose requests are left are told to go elsewhere."""
         self.intake.is_draining = True
+        if self.keeper is not None:
+            self.keeper.stop()
         self.resumer.stop(wait_seconds=FLUSH_SECONDS)
         for request in self.queue.all_held():
             if self.queue.remove(request):
@@ -178,13 +212,22 @@ class Worker:
         return {
             "status": "failed" if not is_alive else "draining" if draining else "ok",
             "is_alive": is_alive,
-            "is_ready": is_alive and connected and not draining,
+            "is_ready": is_alive and connected and not draining and bool(self._releases.loaded()),
             "name": self.settings.name,
             "connected": connected,
-            "releases": self._releases.names(),
-            "engines": self._releases.engines(),
+            "releases": [self._describe(one) for one in self._releases.loaded()],
+            "channel": None if self.keeper is None else self.keeper.health(),
             "parts": parts,
             "queue": {"requests": len(self.queue), "windows": self.queue.waiting_windows},
+        }
+
+    def _describe(self, one: LoadedRelease) -> dict[str, Any]:
+        choice = one.reader.engine.choice
+        return {
+            "name": one.reader.name,
+            "release": one.digest,
+            "computes_with": f"{choice.name} {choice.precision} x{choice.threads}",
+            "unused_seconds": round(self._clock() - one.last_used, 1),
         }
 
     def _watch_gauges(self) -> None:
@@ -193,14 +236,17 @@ class Worker:
         metrics.queue_windows.set_function(lambda: self.queue.waiting_windows)
         metrics.broker_connected.set_function(lambda: float(self.session.is_connected))
         metrics.deliveries_dropped.set_function(lambda: float(self.session.dropped_total))
+        metrics.releases_loaded.set_function(lambda: len(self._releases.loaded()))
+        metrics.releases_in_memory.set_function(lambda: len(self._releases.in_memory()))
+        metrics.show_releases(self._releases.digests())
         metrics.draining.set_function(lambda: float(self.intake.is_draining))
 
 
 def run_worker(settings: WorkerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises PartDied when a thread of the worker ends.
 
-    Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError` or
-    `broker.errors.BrokerSettingsError` before it serves.
+    Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError`,
+    `releases.errors.StoreError` or `broker.errors.BrokerSettingsError` before it serves.
     """
     stopping, hurrying = threading.Event(), threading.Event()
 
@@ -211,13 +257,9 @@ def run_worker(settings: WorkerSettings) -> None:
     edges = EdgeFolder(settings.edges_folder)
     server = HealthServer(settings.http)
     try:
-        releases = Releases.load(
-            settings.models,
-            threads=settings.threads,
-            engine=settings.engine,
-            precision=settings.precision,
-        )
-        worker = Worker(settings, releases, _watched(pool_keys), edges)
+        store = open_store(settings)
+        releases = load_releases(settings, store)
+        worker = Worker(settings, releases, _watched(pool_keys), edges, store)
         for number in SIGNALS:
             signal.signal(number, note_signal)
         worker.start()
@@ -278,18 +320,21 @@ def presence(name: str, *, is_online: bool) -> Publication:
 
 def _make_session(settings: WorkerSettings) -> Session:
     """One identity, forgotten by the broker when it goes: others get what it had not accepted."""
-    requests = [Subscription(worker_subscription(priority)) for priority in settings.priorities]
+    filters = [worker_subscription(priority) for priority in settings.priorities]
+    filters.append(cancel_subscription())
+    if settings.releases is not None:
+        filters.append(model_state_subscription())
     return Session(
         settings.broker,
         settings.client_id,
-        subscriptions=[*requests, Subscription(cancel_subscription())],
-        receive_maximum=settings.queue_bound,
+        subscriptions=[Subscription(topic_filter) for topic_filter in filters],
+        receive_maximum=settings.receive_maximum,
         clean_start=True,
         session_expiry_seconds=0,
         will=presence(settings.name, is_online=False),
         birth=presence(settings.name, is_online=True),
         # Twice as many: the embedded broker does not keep to Receive Maximum.
-        queue_bound=2 * settings.queue_bound,
+        queue_bound=2 * settings.receive_maximum,
         queue_bound_bytes=settings.incoming_bound_bytes,
         largest_packet_bytes=settings.largest_packet_bytes,
     )

@@ -4,6 +4,7 @@ WorkerError
 ├── WorkerSettingsError    a setting is wrong or cannot be read
 ├── PartDied               a thread of the worker ended; the worker leaves
 ├── ListenError            the address for health and metrics cannot be used
+├── TooManyReleases        no place in memory for one release more
 └── RequestRefused         a request that this worker will not compute, with the reason
 """
 
@@ -23,6 +24,10 @@ class WorkerSettingsError(WorkerError):
 
 class ListenError(WorkerError):
     """The HTTP address for health and metrics cannot be used."""
+
+
+class TooManyReleases(WorkerError):
+    """As many releases as may be are in memory, and none of them can go."""
 
 
 class PartDied(WorkerError):

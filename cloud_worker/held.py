@@ -7,8 +7,11 @@ fills in its results.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cloud_worker.releases import LoadedRelease
+from protocol.messages import Provisional
 from protocol.sealing import RequestHeader, RequestKey
 from reader.spans import WindowSpans
 
@@ -25,13 +28,17 @@ class Asker:
 class HeldRequest:
     """One accepted request. Times are seconds of the worker's monotonic clock.
 
-    `rank` is 0 for the first of the worker's priorities. `dropped_windows` waited when it ended.
+    `loaded` is the release that made its states; it stays in memory for as long as it is held.
+    `provisional` are the edge's own spans by window, where it sent them; `is_audit` as in
+    `ResumeRequest`. `rank` is 0 for the first of the worker's priorities. `dropped_windows` waited
+    when it ended.
 
     `is_open` belongs to the queue's lock, `lease_until` to whoever renews it (a race renews twice),
     and the results to the compute thread.
     """
 
     asker: Asker
+    loaded: LoadedRelease
     top_spans: int
     window_count: int
     state_bytes: int
@@ -39,6 +46,8 @@ class HeldRequest:
     due: float
     lease_until: float
     rank: int = 0
+    provisional: Mapping[int, Provisional] = field(default_factory=dict)
+    is_audit: bool = False
     is_open: bool = True
     dropped_windows: int = 0
     compute_seconds: float = 0.0

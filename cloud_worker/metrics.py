@@ -7,6 +7,8 @@ label ever holds an id, and every label has few values.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 OUTCOMES = (
@@ -33,6 +35,7 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._shown_releases: set[str] = set()
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self.requests = counter("requests", "Requests by what became of them.", ["outcome"])
         for outcome in OUTCOMES:
@@ -69,6 +72,25 @@ class WorkerMetrics:
         self.seconds_per_token = gauge(
             "seconds_per_token", "What a token of a layer takes, as measured lately.", ["release"]
         )
+        self.agreement = counter(
+            "agreement",
+            "Windows by whether the edge's own span is the one at full depth.",
+            ["layer", "kind", "agrees"],
+        )
+        self.releases_loaded = gauge("releases_loaded", "Releases that take requests.")
+        self.releases_in_memory = gauge(
+            "releases_in_memory", "The same, and those that held requests still need."
+        )
+        self.release_info = gauge("release_info", "1 for each loaded release.", ["release"])
+        self.release_loads = counter("release_loads", "Releases loaded while working.")
+        self.release_failures = counter(
+            "release_failures", "Releases that were not loaded.", ["reason"]
+        )
+        self.releases_retired = counter(
+            "releases_retired", "Releases that take no more requests.", ["why"]
+        )
+        for reason in ("idle", "evicted"):
+            self.releases_retired.labels(reason)
         self.queue_requests = gauge("queue_requests", "Accepted, not yet answered.")
         self.queue_windows = gauge("queue_windows", "Windows that wait for their next layer.")
         self.broker_connected = gauge("broker_connected", "1 while the session is up.")
@@ -76,6 +98,15 @@ class WorkerMetrics:
             "deliveries_dropped", "Deliveries so far that found no place to wait to be opened."
         )
         self.draining = gauge("draining", "1 once the worker accepts no more requests.")
+
+    def show_releases(self, loaded: Collection[str]) -> None:
+        """Name exactly the loaded releases, by the first digits of their digests."""
+        names = {release[:12] for release in loaded}
+        for name in self._shown_releases - names:
+            self.release_info.remove(name)
+        for name in names:
+            self.release_info.labels(name).set(1)
+        self._shown_releases = names
 
     def as_text(self) -> bytes:
         """The Prometheus exposition format, version 0.0.4."""

@@ -36,6 +36,10 @@ class Pace:
         self.overhead_tokens = max(overhead_tokens, 0.0)
         self._noted_tokens = self._noted_seconds = 0.0
 
+    def copy(self) -> Pace:
+        """The same pace, to be told of other steps from now on."""
+        return Pace(self.seconds_per_token, self.overhead_tokens)
+
     def step_seconds(self, tokens: int) -> float:
         """What one layer of so many tokens should take."""
         return (tokens + self.overhead_tokens) * self.seconds_per_token

@@ -1,14 +1,15 @@
 """What comes from the broker: checked, opened, and taken into the queue, or refused with a reason.
 
 Inputs: deliveries of the session. Outputs: accepted requests in the `RequestQueue`; what the worker
-says to them, through `Replies`; dead letters. Neighbours: `protocol` opens, `reader` decodes the
-states, `resume` computes.
+says to them, through `Replies`; dead letters; what concerns releases, to its listeners. Neighbours:
+`protocol` opens, `reader` decodes the states, `resume` computes.
 
 The way of a request, the cheapest check first:
 
     topic, sizes, header, deadline, key    not ours or not proved: counted, a dead letter
     seen before                            the cached answer, accepted once more, or a refusal
-    release, codec, depth, states          not to be computed here: a sealed error
+    release, codec, depth, states          not to be computed here: a sealed error; busy where the
+                                           release is on its way to this worker
     place in the queue                     accepted with a lease, or busy
 
 The MQTT message is acknowledged after the reply is published, and dropped messages at once: nothing
@@ -72,7 +73,9 @@ class Intake:
 
     While `is_draining`, every request is answered with busy. `priorities` are in the order in which
     they go first. `clock` is monotonic, `wall_clock` gives unix seconds; `pool_keys` gives the keys
-    of now, and `pace` says how many seconds a request has taken lately.
+    of now, and `pace` says how many seconds a request has taken lately. What is neither a request
+    nor a cancellation goes to the first of `listeners` that takes it, quickly, and acknowledges it.
+    `is_coming` says of a release that is not loaded that it may be soon: then edges are told busy.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class Intake:
         lease_seconds: float,
         state_bytes_bound: int,
         pace: Callable[[], float],
+        listeners: Sequence[Callable[[Delivery], bool]] = (),
+        is_coming: Callable[[str], bool] = lambda _release: False,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -99,6 +104,7 @@ class Intake:
         self._ranks = {priority: rank for rank, priority in enumerate(priorities)}
         self._lease_seconds, self._state_bytes_bound = lease_seconds, state_bytes_bound
         self._pace, self._clock, self._wall_clock = pace, clock, wall_clock
+        self._listeners, self._is_coming = listeners, is_coming
         self._unproved_lines = LineLimit()
         self.is_draining = False
         self._is_stopping = threading.Event()
@@ -128,6 +134,8 @@ class Intake:
                 return
             if isinstance(topic, CancelTopic):
                 self._take_cancel(delivery, topic)
+            elif any(listener(delivery) for listener in self._listeners):
+                return
         except ProtocolError as error:
             self._metrics.requests.labels("malformed").inc()
             _log.limited_warning(
@@ -164,10 +172,15 @@ class Intake:
             return
         try:
             rank = self._ranks.get(topic.priority, len(self._ranks))
+            if opened.body.is_audit:
+                rank = len(self._ranks) + 1  # behind every question
             request, windows = self._unpack(opened, asker, rank)
         except RequestRefused as error:
             self._guard.forget(topic.edge, topic.request)
-            self._refuse(delivery, asker, "refused", error.code, str(error))
+            if error.code == "unknown_release" and self._is_coming(opened.header.release):
+                self._send_away(delivery, asker)
+            else:
+                self._refuse(delivery, asker, "refused", error.code, str(error))
             return
         except Exception:
             self._guard.forget(topic.edge, topic.request)
@@ -232,8 +245,8 @@ class Intake:
         self, opened: OpenedRequest, asker: Asker, rank: int
     ) -> tuple[HeldRequest, list[Window]]:
         """The request as it is held, and its windows. Raises RequestRefused."""
-        reader = self._releases.find(opened.header.release)
-        windows = opened.body.windows
+        loaded = self._releases.find(opened.header.release)
+        reader, windows = loaded.reader, opened.body.windows
         tokens = sum(window.length_tokens for window in windows)
         state_bytes = FLOAT_BYTES * reader.config.hidden_size * tokens
         if state_bytes > self._state_bytes_bound:
@@ -244,6 +257,7 @@ class Intake:
         now = self._clock()
         request = HeldRequest(
             asker=asker,
+            loaded=loaded,
             top_spans=opened.body.top_spans,
             window_count=len(windows),
             state_bytes=state_bytes,
@@ -251,6 +265,12 @@ class Intake:
             due=now + opened.header.deadline - self._wall_clock(),
             lease_until=now + self._lease_seconds,
             rank=rank,
+            provisional={
+                window.index: window.provisional
+                for window in windows
+                if window.provisional is not None
+            },
+            is_audit=opened.body.is_audit,
         )
         return request, _waiting_windows(request, windows, reader)
 

@@ -1,26 +1,65 @@
-"""The releases that a worker has loaded, by their digest.
+"""The releases that a worker has loaded, by their digest; they come and go while it computes.
 
-Inputs: model folders, or names that the reader knows. Output: the reader whose layers continue the
-states of a request, and how fast it does so here. Neighbours: `receive` looks releases up, `resume`
-runs them, `pace` measures them.
+Inputs: readers, from the settings' models or, as a channel brings them, from `release_keeper`.
+Output: the release whose layers continue the states of a request. Neighbours: `receive` looks
+releases up, each `HeldRequest` keeps its own until it ends, `resume` computes with it.
+
+    add -> loaded -> retire -> retired -> freed
+
+A loaded release takes new requests. A retired one takes no more, and leaves memory with the last
+request that holds it: nothing is interrupted by a change, and nobody counts. Both count against
+`max_loaded`, because both take memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
-from cloud_worker.errors import RequestRefused
+from cloud_worker.errors import RequestRefused, TooManyReleases
 from cloud_worker.pace import Pace, measure_pace
 from reader.model import Reader
 
 
-class Releases:
-    """Digest -> reader; never empty."""
+@dataclass(eq=False)
+class LoadedRelease:
+    """A release in memory; who computes with it holds it. `last_used` is monotonic seconds."""
 
-    def __init__(self, readers: Sequence[Reader]) -> None:
-        """Measures the pace of each, which takes a moment."""
-        self._readers = {reader.digest: reader for reader in readers}
-        self._paces = {digest: measure_pace(reader) for digest, reader in self._readers.items()}
+    reader: Reader
+    pace: Pace
+    last_used: float
+
+    @property
+    def digest(self) -> str:
+        """The digest that requests name."""
+        return self.reader.digest
+
+
+class Releases:
+    """Digest -> loaded release. Thread-safe; `clock` is monotonic."""
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        *,
+        max_loaded: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Measures the pace of each, which takes a moment. Raises TooManyReleases.
+
+        `max_loaded`: how many may be in memory at once; None for any number.
+        """
+        self._max_loaded, self._clock = max_loaded, clock
+        self._loaded: dict[str, LoadedRelease] = {}
+        self._in_memory: WeakValueDictionary[str, LoadedRelease] = WeakValueDictionary()
+        self._lock = threading.Lock()
+        for reader in readers:
+            self.add(reader)
+        self.own = frozenset(self._loaded)
+        """Those that it was made with."""
 
     @classmethod
     def load(
@@ -30,34 +69,109 @@ class Releases:
         threads: int | None = None,
         engine: str = "auto",
         precision: str = "auto",
+        max_loaded: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Releases:
-        """Load every model. Raises `reader.errors.ModelFolderError` or `EngineError`."""
+        """Load every model. Raises `ModelFolderError`, `EngineError` or TooManyReleases."""
         return cls(
             [
                 Reader.load(model, threads=threads, engine=engine, precision=precision)
                 for model in models
-            ]
+            ],
+            max_loaded=max_loaded,
+            clock=clock,
         )
 
-    def find(self, digest: str) -> Reader:
-        """The reader of a release. Raises RequestRefused."""
-        reader = self._readers.get(digest)
-        if reader is None:
-            known = ", ".join(digest[:12] for digest in self._readers)
-            raise RequestRefused(
-                "unknown_release", f"release {digest[:12]} is not loaded here (loaded: {known})"
+    def add(self, reader: Reader, may_go: Collection[str] = ()) -> tuple[str, ...]:
+        """Take a release into use; returns the digests of those that were retired for its sake.
+
+        Where `max_loaded` are in memory, the longest unused of `may_go` is retired first. Raises
+        TooManyReleases when that leaves no place: nothing has changed then.
+        """
+        loaded = self._made_ready(reader)
+        with self._lock:
+            if loaded.digest in self._loaded:
+                return ()
+            others = {*self._in_memory} - {loaded.digest}
+            excess = 0 if self._max_loaded is None else len(others) + 1 - self._max_loaded
+            idle = sorted(
+                (one for digest, one in self._loaded.items() if digest in may_go),
+                key=lambda one: one.last_used,
             )
-        return reader
+            if excess > len(idle):
+                raise TooManyReleases(
+                    f"release {loaded.digest[:12]} finds no place: {len(others)} are in memory, at "
+                    f"most {self._max_loaded} may be, and {len(others) - len(idle)} of them are "
+                    "still needed; raise max_loaded if there is memory"
+                )
+            going = tuple(one.digest for one in idle[: max(0, excess)])
+            for digest in going:
+                del self._loaded[digest]
+            loaded.last_used = self._clock()
+            self._loaded[loaded.digest] = self._in_memory[loaded.digest] = loaded
+            return going
+
+    def retire(self, digest: str) -> bool:
+        """Let a release take no more requests; whether it was loaded."""
+        with self._lock:
+            return self._loaded.pop(digest, None) is not None
+
+    def find(self, digest: str) -> LoadedRelease:
+        """The release for a request, which is a use of it. Raises RequestRefused."""
+        with self._lock:
+            loaded = self._loaded.get(digest)
+            if loaded is not None:
+                loaded.last_used = self._clock()
+                return loaded
+            known = ", ".join(digest[:12] for digest in self._loaded) or "none"
+        raise RequestRefused(
+            "unknown_release", f"release {digest[:12]} is not loaded here (loaded: {known})"
+        )
 
     def pace(self, digest: str) -> Pace:
-        """How fast a loaded release is computed here."""
-        return self._paces[digest]
+        """How fast a release that is in memory is computed here."""
+        with self._lock:
+            return self._in_memory[digest].pace
+
+    def loaded(self) -> tuple[LoadedRelease, ...]:
+        """Those that take requests, in the order in which they came."""
+        with self._lock:
+            return tuple(self._loaded.values())
+
+    def in_memory(self) -> frozenset[str]:
+        """The digests of those that are loaded, or that a request still holds."""
+        with self._lock:
+            return frozenset(self._in_memory)
+
+    def digests(self) -> frozenset[str]:
+        """The digests of those that take requests."""
+        with self._lock:
+            return frozenset(self._loaded)
 
     def engines(self) -> list[str]:
         """Engine, precision and threads of each, for health and logs."""
-        choices = [reader.engine.choice for reader in self._readers.values()]
+        choices = [one.reader.engine.choice for one in self.loaded()]
         return [f"{choice.name} {choice.precision} x{choice.threads}" for choice in choices]
 
     def names(self) -> list[str]:
         """Name and first digits of the digest of each, for health and logs."""
-        return [f"{reader.name}@{digest[:12]}" for digest, reader in self._readers.items()]
+        return [f"{one.reader.name}@{one.digest[:12]}" for one in self.loaded()]
+
+    def _made_ready(self, reader: Reader) -> LoadedRelease:
+        """With its pace: measured, or as it is known from a release that computes alike.
+
+        A measurement takes the processors from those who compute, and they from it. A release that
+        is still in memory comes back as what it was.
+        """
+        with self._lock:
+            known = self._in_memory.get(reader.digest)
+            if known is not None:
+                return known
+            likes = [
+                one.pace
+                for one in self._in_memory.values()
+                if one.reader.config == reader.config
+                and one.reader.engine.choice == reader.engine.choice
+            ]
+        pace = likes[0].copy() if likes else measure_pace(reader)
+        return LoadedRelease(reader, pace, self._clock())

@@ -77,10 +77,14 @@ class RequestQueue:
             return len(self._scheduler)
 
     def reserve(self, request: HeldRequest) -> bool:
-        """Take a place for a request; False when the queue is full or its id is held."""
+        """Take a place for a request; False when the queue is full or its id is held.
+
+        For an audit, which nobody waits for, it is full when half of it is.
+        """
         with self._changed:
+            share = 0.5 if request.is_audit else 1.0
             held_bytes = self._held_bytes + request.state_bytes
-            if len(self._held) >= self._bound or held_bytes > self._bound_bytes:
+            if len(self._held) >= share * self._bound or held_bytes > share * self._bound_bytes:
                 return False
             if request.key in self._held:
                 return False

@@ -4,8 +4,8 @@ Inputs: batches from the `RequestQueue`. Outputs: windows that go back there, or
 last window has passed the last layer, its sealed answer. Neighbours: `scheduler` chose the batch,
 `pieces` keeps the states, `reader` does the mathematics, `reply` publishes.
 
-Windows of one batch may stand at different depths: they need layers of one parameter group. The
-engine computes each as if it were alone, with the attention spans of its own layer.
+Windows of one batch may stand at different depths: they need layers of one parameter group of one
+release. The engine computes each as if it were alone, with the attention spans of its own layer.
 
 This thread also renews leases, between two steps and nowhere else, so that a thread that is stuck
 promises nothing: its leases run out and the edges go to another worker.
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker.log import SafeLog
+from cloud_worker.agreement import AgreementCounter
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.pieces import Placed, gather, lay_down
-from cloud_worker.releases import Releases
 from cloud_worker.request_queue import RequestQueue, Window
 from protocol.duplicates import DuplicateGuard
 from protocol.errors import ProtocolError
@@ -96,17 +96,17 @@ class Resumer:
     def __init__(
         self,
         queue: RequestQueue,
-        releases: Releases,
         replies: Speaker,
         guard: DuplicateGuard,
         metrics: WorkerMetrics,
+        agreement: AgreementCounter,
         *,
         name: str,
         lease_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self._queue, self._releases, self._replies = queue, releases, replies
-        self._guard, self._metrics = guard, metrics
+        self._queue, self._replies = queue, replies
+        self._guard, self._metrics, self._agreement = guard, metrics, agreement
         self._name, self._lease_seconds, self._clock = name, lease_seconds, clock
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="elma-compute", daemon=True)
@@ -197,7 +197,7 @@ class Resumer:
         self._queue.enter(going_on)
 
     def _run(self, windows: list[Window]) -> list[Moved]:
-        reader = self._releases.find(windows[0].release)
+        reader = windows[0].request.loaded.reader
         try:
             order, batch = gather(reader.engine, windows)
         except Exception as error:
@@ -225,8 +225,8 @@ class Resumer:
         _log.error("batch_failed", windows=len(windows), error=describe_fault(error))
 
     def _moved_on(self, window: Window, place: Placed) -> Window:
-        reader = self._releases.find(window.release)
-        return window.moved_on(place, reader.config.group_of(window.layer + 2))
+        config = window.request.loaded.reader.config
+        return window.moved_on(place, config.group_of(window.layer + 2))
 
     def _answer(self, request: HeldRequest) -> None:
         """Seal and publish the answer of a complete request, unless it was cancelled meanwhile."""
@@ -252,6 +252,13 @@ class Resumer:
         self.seconds_a_request += _PACE_MEMORY * (held_seconds - self.seconds_a_request)
         self._metrics.queue_seconds.observe(body.queue_seconds)
         self._metrics.compute_seconds.observe(body.compute_seconds)
+        self._agreement.note(
+            request.loaded.reader.settings,
+            request.release,
+            request.provisional,
+            request.results,
+            is_audit=request.is_audit,
+        )
         self._note_end(request, "answered")
 
     def _fail(self, request: HeldRequest, code: str, detail: str) -> None:
@@ -264,9 +271,10 @@ class Resumer:
     def _count(self, batch: Sequence[Window], elapsed: float, has_results: bool) -> None:
         metrics, group = self._metrics, str(batch[0].group)
         tokens = sum(window.length_tokens for window in batch)
-        pace = self._releases.pace(batch[0].release)
+        loaded = batch[0].request.loaded
+        pace = loaded.pace
         # A GPU computes on while the next step is prepared, until a result is read.
-        is_on_cpu = self._releases.find(batch[0].release).engine.choice.device == "cpu"
+        is_on_cpu = loaded.reader.engine.choice.device == "cpu"
         pace.note(tokens, elapsed, is_finished=is_on_cpu or has_results)
         metrics.seconds_per_token.labels(batch[0].release[:12]).set(pace.seconds_per_token)
         metrics.step_seconds.observe(elapsed)

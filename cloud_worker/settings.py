@@ -26,17 +26,23 @@ from broker.configuration import SettingsRules, read_settings
 from broker.settings import PACKET_OVERHEAD_BYTES, BrokerSettings
 from cloud_worker.errors import WorkerSettingsError
 from cloud_worker.scheduler import BatchLimits
+from protocol.blobs import CHUNK_BYTES
 from protocol.key_files import EDGES_FOLDER_NAME, POOL_SECRET_NAME
 from protocol.topics import DEFAULT_PRIORITY
 from protocol.wire import MAX_MESSAGE_BYTES
 from reader.engines.names import EngineName, PrecisionName
+from releases.settings import FollowSettings
 
 DEFAULT_PORT = 8572
 ENVIRONMENT_PREFIX = "ELMA_WORKER_"
+NO_MODEL = "none"
+"""As `model`: the worker has nothing but what its channel brings."""
+CHANNEL_RELEASES = 2
+"""The offered release and the one before it, which always find a place."""
 _RULES = SettingsRules(
     prefix=ENVIRONMENT_PREFIX,
     error=WorkerSettingsError,
-    path_names=frozenset({"edges_folder"}),
+    path_names=frozenset({"edges_folder", "folder"}),
     model_names=frozenset({"model", "older_models"}),
     file_defaults={"pool_secret_file": POOL_SECRET_NAME, "edges_folder": EDGES_FOLDER_NAME},
 )
@@ -83,11 +89,24 @@ class BatchSettings(_Table):
         return BatchLimits(**self.model_dump())
 
 
+class ReleaseSettings(FollowSettings):
+    """How a worker follows a channel; see `FollowSettings` for most of it.
+
+    At most `max_loaded` releases are in memory at once, the settings' own models among them. One
+    that the channel has left behind and no living edge names is freed when no request has used it
+    for `idle_seconds`, or sooner where a newer one needs its place.
+    """
+
+    max_loaded: Annotated[int, Field(ge=CHANNEL_RELEASES, le=64)] = 8
+    idle_seconds: Annotated[float, Field(ge=0, le=30 * 86_400, allow_inf_nan=False)] = 3_600.0
+
+
 class WorkerSettings(BaseSettings):
     """Everything a worker can be told.
 
     `name` is its identity at the broker; `older_models` are releases that devices may still use
-    beside `model`; `priorities` are the topics that it takes, the most urgent first. `engine`,
+    beside `model`; `releases` are those that a channel brings, and with them `model` may be "none".
+    `priorities` are the topics that it takes, the most urgent first. `engine`,
     `precision` and `threads` say what computes; "auto" leaves it to `reader.engines.choosing`.
     `queue_bound` and `queue_bound_bytes` bound what it holds at once (requests, and bytes of their
     decoded states). The broker hands over no sealed request of more than `max_request_bytes`, and
@@ -122,11 +141,17 @@ class WorkerSettings(BaseSettings):
     http: HttpSettings = HttpSettings()
     batch: BatchSettings = BatchSettings()
     broker: BrokerSettings = BrokerSettings()
+    releases: ReleaseSettings | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every release to load, the current one first."""
-        return (self.model, *self.older_models)
+        """Every model of the settings' own to load, the current one first."""
+        return tuple(model for model in (self.model, *self.older_models) if model != NO_MODEL)
+
+    @property
+    def receive_maximum(self) -> int:
+        """What the broker may send before the worker has acknowledged: requests, and chunks."""
+        return self.queue_bound + (0 if self.releases is None else self.releases.window)
 
     @property
     def client_id(self) -> str:
@@ -136,7 +161,10 @@ class WorkerSettings(BaseSettings):
     @property
     def largest_packet_bytes(self) -> int:
         """The largest packet that the broker is asked to send."""
-        return self.max_request_bytes + PACKET_OVERHEAD_BYTES
+        largest = self.max_request_bytes
+        if self.releases is not None:
+            largest = max(largest, CHUNK_BYTES)
+        return largest + PACKET_OVERHEAD_BYTES
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +182,14 @@ class WorkerSettings(BaseSettings):
             raise ValueError("priorities names one of them twice")
         if self.largest_packet_bytes > self.incoming_bound_bytes:
             raise ValueError("incoming_bound_bytes holds not even one of max_request_bytes")
+        if self.releases is None:
+            if not self.models:
+                raise ValueError(f'model = "{NO_MODEL}" waits for a first release: set [releases]')
+        elif len(self.models) + CHANNEL_RELEASES > self.releases.max_loaded:
+            raise ValueError(
+                f"releases.max_loaded must be at least {len(self.models) + CHANNEL_RELEASES}: the "
+                "models named here, the channel's release and the one before it"
+            )
         return self
 
 

@@ -2,12 +2,14 @@
 
 Inputs: questions (`ask`), and those an earlier process left in the outbox. Outputs: one `Outcome`
 for each, in the outbox and to whoever waits. Neighbours: `app` above; `path` decides what happens
-to an accepted question; `outbox`, `inference`, `local_reading`, `offload`, `answers`, `ending`,
-`housekeeping`, `metrics` below.
+to an accepted question, `generations` has the reader of the next one; `outbox`, `inference`,
+`answers`, `ending`, `housekeeping`, `metrics` below, and `cloud_side`, if there is a cloud.
 
-Threads: HTTP threads call `ask`; the inference thread runs `path.read`, piece by piece; the offload
-thread calls `path.answered_by_cloud` and `path.given_up`; the housekeeping thread queues again what
-could not be looked up. Whoever gets to `ending` first wins: it says yes once for each question.
+Threads: HTTP threads call `ask`; the inference thread runs `path.read`, piece by piece, and changes
+releases between two pieces; the offload thread calls `path.answered_by_cloud` and `path.given_up`;
+the link's thread hands deliveries over; the thread of releases fetches and tries them; the
+housekeeping thread queues again what could not be looked up. Whoever gets to `ending` first wins:
+it says yes once for each question.
 """
 
 from __future__ import annotations
@@ -16,96 +18,89 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from broker.log import SafeLog
 from edge_agent.answers import AnswerBoard
+from edge_agent.cloud_side import CloudAccess, CloudSide, DeviceSide, Followed
 from edge_agent.ending import Ending
 from edge_agent.errors import InvalidQuestion, NotAccepting, OutboxError, UnknownRequest
+from edge_agent.generations import Generations
 from edge_agent.housekeeping import Housekeeping
-from edge_agent.inference import InferenceThread, Job
-from edge_agent.lease import Reason
-from edge_agent.local_reading import LocalReading, Reading
-from edge_agent.memory import give_back
+from edge_agent.inference import InferenceThread
+from edge_agent.local_reading import LocalReading
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.offload import CloudAnswer, Offloader
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.path import QuestionPath
-from edge_agent.questions import FinalAnswer, OffloadRecord, Outcome, Question
+from edge_agent.questions import FinalAnswer, Outcome, Question
+from edge_agent.reader_change import ReaderChange
 from edge_agent.settings import EdgeSettings
 from reader.errors import InputError
+from reader.memory import give_back
 from reader.model import Reader
 
 _log = SafeLog(__name__)
 
-OffloaderFactory = Callable[["OffloadParts"], Offloader]
-
-
-@dataclass(frozen=True)
-class OffloadParts:
-    """What an offloader is built from besides its session and keys."""
-
-    settings: EdgeSettings
-    local: LocalReading
-    metrics: EdgeMetrics
-    on_answer: Callable[[Reading, CloudAnswer, OffloadRecord], None]
-    on_give_up: Callable[[Reading, Reason, OffloadRecord], None]
-    backlog_seconds: Callable[[], float]
-
 
 class EdgeAgent:
-    """One agent: `start`, `ask` from any thread, `stop`. Raises OutboxError when it is made.
+    """One agent: `start`, `ask` from any thread, `stop`.
 
-    `make_offloader` is None where no cloud is configured; `clock` gives unix seconds.
+    `reader` is None on a device that waits for its first weights, `cloud` where no cloud is
+    configured, `followed` where no channel is followed; `clock` gives unix seconds. Raises
+    OutboxError or SettingsError when it is made.
     """
 
     def __init__(
         self,
         settings: EdgeSettings,
-        reader: Reader,
+        reader: Reader | None,
         *,
-        make_offloader: OffloaderFactory | None = None,
+        cloud: CloudAccess | None = None,
+        followed: Followed | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
-        self.reader = reader
         self._clock = clock
-        layers = reader.config.layers
-        wanted = settings.max_edge_layers or reader.settings.default_edge_layers
-        edge_layers = min(wanted, layers) if make_offloader is not None else layers
-        self.local = LocalReading(reader, edge_layers=edge_layers)
-        self.metrics = EdgeMetrics(layers, reader.engine.choice)
+        self.metrics = EdgeMetrics()
+        self._generations = Generations(settings, self.metrics)
+        if reader is not None:
+            self._generations.take(self._generations.make(reader))
         self.outbox = Outbox(settings.outbox)
         self._board = AnswerBoard()
         self._ending = Ending(self.outbox, self._board, self.metrics, clock)
         self._inference = InferenceThread(queue_bound=settings.queue_bound)
+        self._change = ReaderChange(self._generations, self._inference, self._take_up_pending)
         self._path = QuestionPath(
-            self.local, self.outbox, self._ending, self._board, self._inference, clock
+            self._generations, self.outbox, self._ending, self._board, self._inference, clock
         )
-        self._offloader = make_offloader and make_offloader(
-            OffloadParts(
+        self._cloud: CloudSide | None = None
+        if cloud is not None:
+            device = DeviceSide(
                 settings,
-                self.local,
                 self.metrics,
-                self._path.answered_by_cloud,
-                self._path.given_up,
-                lambda: self._inference.finishing_seconds,
+                self._path,
+                self._inference,
+                self._generations,
+                self._change,
             )
-        )
-        self._path.offloader = self._offloader
+            self._cloud = CloudSide(cloud, followed, device)
         self._is_stopping = threading.Event()
-        self._is_warm = threading.Event()
         self._pieces_rested = 0
         self._housekeeping = Housekeeping(
             self.outbox,
             self._ending,
             self._path.read_missed,
-            self._give_back_memory,
+            self._rest,
             retention_seconds=settings.retention_seconds,
             clock=clock,
         )
         self._watch_gauges()
+
+    @property
+    def local(self) -> LocalReading:
+        """What reads new questions now. Raises NoRelease."""
+        return self._generations.current
 
     @property
     def pending_count(self) -> int:
@@ -115,10 +110,9 @@ class EdgeAgent:
     def start(self) -> None:
         """Begin to work, first on what an earlier process left; returns at once."""
         self._inference.start()
-        self._inference.read_again(self._warm_up(), 0.0)
-        if self._offloader is not None:
-            self._offloader.start()
-        self._take_up_pending()
+        self._change.begin()
+        if self._cloud is not None:
+            self._cloud.start()
         self._housekeeping.start()
 
     def begin_stop(self) -> None:
@@ -129,10 +123,12 @@ class EdgeAgent:
         """Stop; the questions in hand get `shutdown_seconds`, the rest wait in the outbox."""
         self.begin_stop()
         give_up_at = time.monotonic() + self.settings.shutdown_seconds
-        while self.pending_count and time.monotonic() < give_up_at:
+        while self._generations.has_release and self.pending_count:
+            if time.monotonic() >= give_up_at:
+                break
             time.sleep(0.02)
-        if self._offloader is not None:
-            self._offloader.stop()
+        if self._cloud is not None:
+            self._cloud.stop()
         is_idle = self._inference.stop(timeout_seconds=self.settings.shutdown_seconds)
         self._housekeeping.stop()
         self._leave_outbox(is_idle)
@@ -192,34 +188,36 @@ class EdgeAgent:
     @property
     def is_ready(self) -> bool:
         """Whether a new question would be read at once: warmed up, sound and not stopping."""
-        return self._is_warm.is_set() and not self._is_stopping.is_set() and not self._problems()
+        return self._change.is_warm and not self._is_stopping.is_set() and not self._problems()
 
     def health(self) -> dict[str, Any]:
         """The state of the agent, for `GET /healthz`."""
-        cloud = None if self._offloader is None else self._offloader.health()
+        alone = {"cloud": None, "releases": None, "audit": None}
+        local = self._generations.current if self._generations.has_release else None
         problems = self._problems()
         status = "failing" if problems else "ok"
         return {
             "status": "stopping" if self._is_stopping.is_set() else status,
             "problems": problems,
             "name": self.settings.name,
-            "model": {"name": self.reader.name, "digest": self.reader.digest},
-            "engine": asdict(self.reader.engine.choice),
-            "layers": self.reader.config.layers,
-            "edge_layers": self.local.edge_layers,
-            "cloud": cloud,
+            "model": local and {"name": local.reader.name, "digest": local.reader.digest},
+            "engine": local and asdict(local.reader.engine.choice),
+            "layers": local and local.reader.config.layers,
+            "edge_layers": local and local.edge_layers,
+            **(alone if self._cloud is None else self._cloud.health()),
             "queues": {
                 "waiting": self._inference.waiting_count,
-                "in_flight": 0 if self._offloader is None else self._offloader.in_flight_count,
+                "in_flight": 0 if self._cloud is None else self._cloud.in_flight_count,
                 "pending": self.pending_count,
                 "unstored": self._ending.unstored_count,
             },
         }
 
     def _accept_new(self, question: Question) -> None:
+        local = self._generations.current
         self._inference.reserve()
         try:
-            self.reader.split(question.question, question.passage)
+            local.reader.split(question.question, question.passage)
             is_new = self.outbox.accept(question)
         except InputError as error:
             self._inference.release()
@@ -246,16 +244,13 @@ class EdgeAgent:
             job = self._path.read(request_id, answer_by, is_taken_over=True)
             self._inference.read_again(job, answer_by)
 
-    def _warm_up(self) -> Job:
-        self.local.warm_up()
-        give_back()
-        self._is_warm.set()
-        yield from ()
-
-    def _give_back_memory(self) -> None:
-        """Housekeeping: what questions needed, once there is none."""
+    def _rest(self) -> None:
+        """Housekeeping: the care of releases, and what questions needed once there is none."""
+        if self._cloud is not None:
+            self._cloud.care()
         pieces_run = self._inference.pieces_run
-        if self._inference.is_idle and pieces_run != self._pieces_rested:
+        is_rested = not self._inference.is_idle or pieces_run == self._pieces_rested
+        if self._generations.drop_ended() or not is_rested:
             self._pieces_rested = pieces_run
             give_back()
 
@@ -268,8 +263,8 @@ class EdgeAgent:
         problems = []
         if not self._inference.is_alive:
             problems.append("the inference thread has ended; restart the agent")
-        if self._offloader is not None and not self._offloader.is_alive:
-            problems.append("a thread to the cloud has ended; restart the agent")
+        if self._cloud is not None:
+            problems += self._cloud.problems()
         if self.outbox.fault is not None:
             problems.append(str(self.outbox.fault))
         return problems
@@ -286,9 +281,6 @@ class EdgeAgent:
 
     def _watch_gauges(self) -> None:
         metrics = self.metrics
+        metrics.readers_held.set_function(lambda: self._generations.held_count)
         metrics.outbox_pending.set_function(lambda: self.pending_count)
         metrics.waiting.set_function(lambda: self._inference.waiting_count)
-        offloader = self._offloader
-        if offloader is not None:
-            metrics.in_flight.set_function(lambda: offloader.in_flight_count)
-            metrics.broker_connected.set_function(lambda: float(offloader.is_connected))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from broker.errors import BrokerError
-from broker.exchange import Delivery, Publication, Receipt
+from broker.exchange import Delivery, Publication, Receipt, Subscription
 from edge_agent.local_reading import Reading
 from edge_agent.questions import Question
 from protocol.errors import MalformedMessage
@@ -38,6 +38,7 @@ from protocol.sealing import (
 from protocol.topics import AnswerTopic, CancelTopic, PresenceTopic, RequestTopic, parse_topic
 from protocol.wire import WIRE_VERSION, Kind
 from reader.spans import Span, WindowSpans
+from reader.windows import Window
 
 LONGEST_EXPIRY_SECONDS = 60
 
@@ -46,6 +47,7 @@ class CloudSession(Protocol):
     """What the edge needs of `broker.session.Session`; tests put their own in its place."""
 
     on_connection_change: Callable[[bool], None] | None
+    on_subscription_refused: Callable[[str], None] | None
 
     @property
     def is_connected(self) -> bool:
@@ -60,6 +62,12 @@ class CloudSession(Protocol):
 
     def stop(self) -> None:
         """Disconnect."""
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Ask for one more while this connection lives."""
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End what `subscribe` began."""
 
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """The next delivery, or None."""
@@ -83,20 +91,20 @@ class SealedRequest:
 
 @dataclass(frozen=True)
 class RequestSealer:
-    """Seals and opens for one edge; `release` is the digest of the reader that made the states."""
+    """Seals and opens for one edge."""
 
     edge_keys: EdgeKeys
     pool_public: PoolPublic
-    release: str
 
     @property
     def edge(self) -> str:
         """The edge's name in topics."""
         return self.edge_keys.edge
 
-    def seal(self, question: Question, body: ResumeRequest) -> SealedRequest:
+    def seal(self, question: Question, body: ResumeRequest, release: str) -> SealedRequest:
         """Seal a question's windows under its wire id. Raises ProtocolError.
 
+        `release` is the digest of the reader that made the states, and must go on with them.
         The wire id is the request id with a random end: it is found in every log, and yet a worker
         never takes the request for an earlier one of the same id (of an agent that was restarted,
         or lost its outbox), whose bytes were other ones.
@@ -109,7 +117,7 @@ class RequestSealer:
             request=wire_id,
             created=question.created,
             deadline=question.deadline,
-            release=self.release,
+            release=release,
         )
         payload, key = seal_request(header, body, self.edge_keys, self.pool_public)
         return SealedRequest(wire_id, header, payload, key)
@@ -173,34 +181,45 @@ def request_of(delivery: Delivery) -> str:
     return topic.request
 
 
-def check_answer(body: AnswerMessage, reading: Reading, layers: int) -> Mapping[int, WindowSpans]:
-    """The results by window, if they are exactly what was asked for. Raises MalformedMessage.
+def check_answer(body: AnswerMessage, reading: Reading) -> Mapping[int, WindowSpans]:
+    """The results by window, if they are exactly what was asked for. Raises MalformedMessage."""
+    return check_results(
+        body,
+        reading.windows,
+        reading.unresolved,
+        from_layer=reading.walks[0].last_layer,
+        layers=reading.local.reader.config.layers,
+    )
 
-    `layers` is the depth of the reader. A worker is authenticated but may still be wrong: spans
-    must lie in the passage part of their window, or be the null span.
+
+def check_results(
+    body: AnswerMessage,
+    windows: Sequence[Window],
+    asked: Collection[int],
+    *,
+    from_layer: int,
+    layers: int,
+) -> Mapping[int, WindowSpans]:
+    """The results of the windows whose indexes were `asked`. Raises MalformedMessage.
+
+    A worker is authenticated but may still be wrong: spans must lie in the passage part of their
+    window, or be the null span, and come from a layer after `from_layer`, up to `layers`.
     """
     results = {result.index: result for result in body.results}
-    if set(results) != set(reading.unresolved):
-        raise MalformedMessage(
-            f"request {reading.question.request_id}: the answer covers other windows than asked"
-        )
-    return {index: _checked(result, reading, layers) for index, result in results.items()}
+    if set(results) != set(asked):
+        raise MalformedMessage("the answer covers other windows than asked")
+    for index, result in results.items():
+        if not result.spans or not from_layer < result.layer <= layers:
+            raise MalformedMessage(f"window {index} has no result of a layer up to {layers}")
+    return {index: _checked(result, windows[index]) for index, result in results.items()}
 
 
-def _checked(result: WindowResult, reading: Reading, layers: int) -> WindowSpans:
-    window = reading.windows[result.index]
+def _checked(result: WindowResult, window: Window) -> WindowSpans:
     first, last = window.question_tokens, len(window.token_ids) - 2
     for span in result.spans:
         is_null = span.start_token == span.end_token == 0
         if not is_null and not first <= span.start_token <= span.end_token <= last:
-            raise MalformedMessage(
-                f"request {reading.question.request_id}: a span outside window {result.index}"
-            )
-    if not result.spans or not reading.walks[0].last_layer < result.layer <= layers:
-        raise MalformedMessage(
-            f"request {reading.question.request_id}: window {result.index} has no result of a "
-            f"layer up to {layers}"
-        )
+            raise MalformedMessage(f"a span outside window {result.index}")
     spans = tuple(
         Span(span.start_token, span.end_token, span.start_logit, span.end_logit)
         for span in result.spans

@@ -6,6 +6,7 @@ EdgeError
 ├── OutboxError               the outbox cannot be opened, read or written
 │   ├── OutboxDamaged         its pages are broken
 │   └── OutboxInUse           another process holds it
+├── AuditStoreError           the file of audits cannot be used (`audit_store`)
 ├── UnknownRequest            nothing is stored under this id                      HTTP 404
 └── QuestionRefused           a question was not accepted (each knows its HTTP status)
     ├── InvalidQuestion       it cannot be read; another question could            HTTP 422
@@ -16,6 +17,7 @@ EdgeError
     ├── ConflictingQuestion   its id belongs to a question with other content      HTTP 409
     ├── QueueFull             the bounded queue has no place; come back later      HTTP 429
     └── NotAccepting          the agent is stopping, or cannot store it            HTTP 503
+        └── NoRelease         no weights have come to this device yet              HTTP 503
 """
 
 from __future__ import annotations
@@ -117,3 +119,7 @@ class NotAccepting(QuestionRefused):
 
     status = 503
     code = "not_accepting"
+
+
+class NoRelease(NotAccepting):
+    """The device waits for its first weights."""

@@ -87,6 +87,7 @@ class AnswerBody(BaseModel):
     latency_ms: float
     bytes_sent: Annotated[int, Field(description="Sealed bytes published for this question.")]
     model: str
+    release: Annotated[str, Field(description="Digest of the weights that gave the answer.")]
     engine: Annotated[str, Field(description="What computed on the device.")]
     precision: Annotated[str, Field(description="Of its matrix products.")]
     answers: Annotated[
@@ -132,7 +133,10 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorBody, "description": "The question cannot be read; the reason says why"},
     429: {"model": ErrorBody, "description": "The queue is full; Retry-After says when to return"},
     500: ANSWER_RESPONSES[500],
-    503: {"model": ErrorBody, "description": "The agent is stopping, or cannot store questions"},
+    503: {
+        "model": ErrorBody,
+        "description": "No release yet, the agent is stopping, or it cannot store",
+    },
 }
 
 

@@ -2,8 +2,12 @@
 
 Inputs: a `Question`. Outputs: a `Reading` (its windows and how far each got), the windows to send
 to a worker, and the `FinalAnswer` of a reading with its results. Neighbours: `reader` does the
-mathematics, `agent` decides what happens next. Everything here runs on the inference thread, but
-for `provisional` and `answer`, which only look at numbers.
+mathematics, `path` decides what happens next, `generations` makes one of these for each release.
+Everything here runs on the inference thread, but for `provisional` and `answer`, which only look at
+numbers.
+
+A reading belongs to the `LocalReading` that began it, and is packed, finished and answered by that
+one: releases change under way, and no answer may come of two.
 
 A long passage makes many windows; they are walked a few at a time, so that memory stays bounded and
 other questions get their turn in between. Windows are independent of each other, so this changes no
@@ -18,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from edge_agent.audit_windows import provisional_of
 from edge_agent.codec_choice import Offer
 from edge_agent.questions import FinalAnswer, Question, RankedAnswer, ResolvedBy
 from protocol.messages import MAX_SPANS, RequestWindow, ResumeRequest
@@ -37,10 +42,11 @@ _Result = TypeVar("_Result")
 class Reading:
     """A question after the device's layers: one walk for each batch of its windows.
 
-    `answer_by` is its deadline in seconds of the monotonic clock. Past it, reading stops early, and
-    the last batches have no walk.
+    `local` is what read it and must go on with it. `answer_by` is its deadline in seconds of the
+    monotonic clock. Past it, reading stops early, and the last batches have no walk.
     """
 
+    local: LocalReading
     question: Question
     windows: tuple[Window, ...]
     walks: tuple[Walk, ...]
@@ -104,9 +110,16 @@ class LocalReading:
 
     def warm_up(self) -> None:
         """Read a small text twice, so that no asker pays for first-time work."""
+        _run_to_end(self.warm_up_in_steps())
+
+    def warm_up_in_steps(self) -> Generator[None, None, None]:
+        """The same, with pauses in which questions get their turn."""
         for _ in range(2):
             question = Question("warm-up", "what is read?", "some words " * 40, 1, 1.0, 0.0)
-            self.finish(self.read(question))
+            reading = self.read(question)
+            yield
+            self.finish(reading)
+            yield
 
     def read(self, question: Question) -> Reading:
         """Run the device's layers; windows that exit stop. Raises `reader.errors.InputError`."""
@@ -135,7 +148,7 @@ class LocalReading:
                 # Only when every window ran every layer is the time a fair measure of its price.
                 tokens = sum(len(window) for window in batch)
                 self._note_pace(seconds, tokens * self.edge_layers)
-        return Reading(question, tuple(windows), tuple(walks), answer_by)
+        return Reading(self, question, tuple(windows), tuple(walks), answer_by)
 
     def finish(self, reading: Reading) -> dict[int, WindowSpans]:
         """Run the remaining layers here; early exits still count."""
@@ -238,12 +251,14 @@ class LocalReading:
             latency_ms=round(max(latency_seconds, 0.0) * 1000, 3),
             bytes_sent=bytes_sent,
             model=self.model,
+            release=self.reader.digest,
             engine=self.reader.engine.choice.name,
             precision=self.reader.engine.choice.precision,
             answers=ranked if question.top_k > 1 else (),
         )
 
     def _token_windows(self, reading: Reading) -> Iterator[RequestWindow]:
+        best = reading.provisional
         for index in reading.unresolved:
             window = reading.windows[index]
             yield RequestWindow(
@@ -253,6 +268,7 @@ class LocalReading:
                 question_tokens=window.question_tokens,
                 codec=TOKENS,
                 state=encode_tokens(window.token_ids, self.reader.config.vocab_size),
+                provisional=provisional_of(best[index], self.reader.settings),
             )
 
     def _state_windows(self, reading: Reading, codec: str) -> Iterator[RequestWindow]:
@@ -268,6 +284,7 @@ class LocalReading:
                     question_tokens=reading.windows[index].question_tokens,
                     codec=codec,
                     state=self.reader.codecs.encode(codec, part.last_layer, state),
+                    provisional=provisional_of(part.provisional[index], self.reader.settings),
                 )
 
     def _note_pace(self, seconds: float, token_layers: int) -> None:

@@ -15,16 +15,15 @@ from edge_agent.questions import Failure, Outcome
 from reader.engines.engine import EngineChoice
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LAYERS = (*(float(layer) for layer in range(1, 13)), 16.0, 20.0, 24.0)
+"""Not those of one release: the next one may be deeper."""
 _BYTES = tuple(float(2**power) for power in range(12, 25))
 
 
 class EdgeMetrics:
-    """Every metric of one agent of `layers` layers; the fields are used where things happen.
+    """Every metric of one agent; the fields are used where things happen."""
 
-    `choice` is what computes.
-    """
-
-    def __init__(self, layers: int, choice: EngineChoice) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         counter, histogram = self._counter, self._histogram
         self.questions = counter(
@@ -43,10 +42,7 @@ class EdgeMetrics:
             "ignored_messages", "Messages that changed nothing: forged, late, malformed.", ["cause"]
         )
         self.worker_errors = counter("worker_errors", "Errors that workers reported.", ["code"])
-        layer_numbers = tuple(float(layer) for layer in range(1, layers + 1))
-        self.exit_layer = histogram(
-            "exit_layer", "Deepest layer that a question needed.", layer_numbers
-        )
+        self.exit_layer = histogram("exit_layer", "Deepest layer that a question needed.", _LAYERS)
         self.answer_seconds = histogram(
             "answer_seconds", "From acceptance to the final answer.", _SECONDS
         )
@@ -58,9 +54,20 @@ class EdgeMetrics:
         self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
         self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
         self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")
-        self._gauge("engine_info", "1, for what computes.", ["engine", "precision"]).labels(
-            choice.name, choice.precision
-        ).set(1)
+        self._engine_info = self._gauge(
+            "engine_info", "1, for what computes.", ["engine", "precision"]
+        )
+        self._release_info = self._gauge(
+            "release_info", "1, for the release that answers.", ["release"]
+        )
+        self.readers_held = self._gauge("readers_held", "Readers in memory; 1 but for a change.")
+
+    def note_reader(self, release: str, choice: EngineChoice) -> None:
+        """What answers new questions from now on, and what computes it."""
+        self._engine_info.clear()
+        self._engine_info.labels(choice.name, choice.precision).set(1)
+        self._release_info.clear()
+        self._release_info.labels(release).set(1)
 
     def count_outcome(self, outcome: Outcome, seconds: float) -> None:
         """Count one final answer that was reached `seconds` after acceptance."""

@@ -1,8 +1,9 @@
 """From a reading to a sealed request: which codec, within which bytes.
 
-In: readings that the device could not settle. Out: `PackedRequest`s. Neighbours: `codec_choice`
-decides, `local_reading` packs, `cloud_messages` seals; `offload` asks, on the inference thread when
-a reading comes in, on its own when a worker lacked a codec.
+In: readings that the device could not settle. Out: `PackedRequest`s, of the release that made the
+reading. Neighbours: `codec_choice` decides, `local_reading` packs, `cloud_messages` seals;
+`offload` asks, on the inference thread when a reading comes in, on its own when a worker lacked a
+codec.
 """
 
 from __future__ import annotations
@@ -28,28 +29,27 @@ class PackedRequest:
     codec: str
 
 
+def check_codec(local: LocalReading, settings: OffloadSettings) -> None:
+    """Raises `SettingsError` when a release does not have the codec that the settings name."""
+    if settings.codec not in ("auto", *local.reader.codecs.names(local.edge_layers)):
+        raise SettingsError(
+            f"offload.codec: {local.reader.name} has no {settings.codec} after layer "
+            f"{local.edge_layers}; use auto, or train one (elma compress bottleneck)"
+        )
+
+
 class Packer:
     """Packs and seals for one device; remembers how the link did and what workers lack.
 
-    `packet_bytes` gives the broker's limit of now. Raises `SettingsError` when the release does not
-    have the codec that the settings name.
+    `packet_bytes` gives the broker's limit of now.
     """
 
     def __init__(
-        self,
-        local: LocalReading,
-        sealer: RequestSealer,
-        settings: OffloadSettings,
-        packet_bytes: Callable[[], int],
+        self, sealer: RequestSealer, settings: OffloadSettings, packet_bytes: Callable[[], int]
     ) -> None:
-        self._local, self._sealer, self._settings = local, sealer, settings
+        self._sealer, self._settings = sealer, settings
         self._packet_bytes = packet_bytes
         self._choice = CodecChoice()
-        if settings.codec not in ("auto", *local.reader.codecs.names(local.edge_layers)):
-            raise SettingsError(
-                f"offload.codec: {local.reader.name} has no {settings.codec} after layer "
-                f"{local.edge_layers}; use auto, or train one (elma compress bottleneck)"
-            )
 
     @property
     def link(self) -> LinkEstimate:
@@ -84,8 +84,9 @@ class Packer:
         self._choice.ask_again()
 
     def _seal(self, reading: Reading, offer: Offer) -> PackedRequest:
-        body = self._local.request(reading, offer.codec)
-        return PackedRequest(self._sealer.seal(reading.question, body), offer.codec)
+        body = reading.local.request(reading, offer.codec)
+        release = reading.local.reader.digest
+        return PackedRequest(self._sealer.seal(reading.question, body, release), offer.codec)
 
     def _pick(self, reading: Reading, seconds_left: float) -> Offer | None:
         return self._choice.pick(
@@ -96,7 +97,7 @@ class Packer:
 
     def _offers(self, reading: Reading) -> list[Offer]:
         may_send_tokens = self._settings.privacy == "allow-tokens"
-        return self._local.offers(reading, self._settings.codec, may_send_tokens=may_send_tokens)
+        return reading.local.offers(reading, self._settings.codec, may_send_tokens=may_send_tokens)
 
     def _limit_bytes(self, reading: Reading) -> int:
         """What the states of a reading may take, by our own bound and the broker's."""

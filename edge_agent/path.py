@@ -1,6 +1,7 @@
 """The path of one question through the device: read, hand over, finish here, conclude.
 
     ask -> outbox (durable) -> inference: the device's layers
+        the reader fails      -> read again where the release is on probation, else a failure
         deadline reached      -> the best of what is read so far, degraded
         every window certain  -> the answer, resolved by the edge
         no cloud configured   -> the device's layers are all layers, so this does not happen
@@ -10,7 +11,8 @@
 Inputs: the id of an accepted question (on the inference thread), a worker's spans or a refusal (on
 the offload thread). Output: exactly one `Ending.conclude` for each question. Neighbours: `agent`
 accepts questions and starts their path, `inference` runs its steps by deadline, `offload` carries
-it to the cloud, `local_reading` does the reading.
+it to the cloud, `generations` has the release that a reading begins with, `local_reading` does the
+reading.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ from collections.abc import Callable, Mapping
 
 from broker.log import SafeLog
 from edge_agent.answers import AnswerBoard
+from edge_agent.audit import Auditor
 from edge_agent.ending import Ending, describe_fault
 from edge_agent.errors import OutboxError
+from edge_agent.generations import Generations
+from edge_agent.in_flight import CloudAnswer
 from edge_agent.inference import InferenceThread, Job
 from edge_agent.lease import Reason
 from edge_agent.local_reading import LocalReading, Reading
-from edge_agent.offload import CloudAnswer, Offloader
+from edge_agent.offload import Offloader
 from edge_agent.outbox import Outbox
 from edge_agent.questions import Failure, FinalAnswer, OffloadRecord, Question
+from reader.errors import InputError
 from reader.spans import WindowSpans
 
 MAX_GENERATIONS = 3
@@ -40,14 +46,16 @@ _log = SafeLog(__name__)
 
 
 class QuestionPath:
-    """What happens to a question once it is accepted; `offloader` is None without a cloud.
+    """What happens to a question once it is accepted.
 
-    `clock` gives unix seconds.
+    `offloader` is None without a cloud, `auditor` where no answer is compared with the cloud's.
+    `is_forgiven` hears of every fault of a reader, and says whether another one will read the
+    question: then it is kept until then. `clock` gives unix seconds.
     """
 
     def __init__(
         self,
-        local: LocalReading,
+        generations: Generations,
         outbox: Outbox,
         ending: Ending,
         board: AnswerBoard,
@@ -55,7 +63,9 @@ class QuestionPath:
         clock: Callable[[], float],
     ) -> None:
         self.offloader: Offloader | None = None
-        self._local, self._outbox, self._ending = local, outbox, ending
+        self.auditor: Auditor | None = None
+        self.is_forgiven: Callable[[LocalReading], bool] = lambda _local: False
+        self._generations, self._outbox, self._ending = generations, outbox, ending
         self._board, self._inference, self._clock = board, inference, clock
         self._missed: deque[tuple[str, float, bool]] = deque()
 
@@ -76,18 +86,27 @@ class QuestionPath:
             return
         if question is None:
             return
+        local = self._generations.current
         try:
-            reading = yield from self._local.read_in_steps(question, answer_by)
+            reading = yield from local.read_in_steps(question, answer_by)
             if not reading.is_complete:
                 self._conclude_locally(
                     reading, reading.provisional, degraded=True, reason=Reason.DEADLINE
                 )
             elif reading.is_settled:
                 self._conclude_locally(reading, reading.resolved, degraded=False)
+                if self.auditor is not None:
+                    self.auditor.answered_here(reading)
             elif self.offloader is not None:
                 yield from self._hand_over(self.offloader, reading)
-        except Exception as error:
+        except InputError as error:  # another tokenizer than the one that accepted it
             self._fail(question, describe_fault(error))
+        except Exception as error:
+            if self.is_forgiven(local):
+                self._missed.append((request_id, answer_by, False))
+                _log.warning("question_kept", request_id=request_id, error=describe_fault(error))
+            else:
+                self._fail(question, describe_fault(error))
 
     def _look_up(self, request_id: str, is_taken_over: bool) -> Question | None:
         """The question whose reading begins now; None when it has ended. Raises OutboxError."""
@@ -118,7 +137,7 @@ class QuestionPath:
         """Offload thread: spans of the cloud become the final answer."""
         results = {**reading.resolved, **answer.results}
         try:
-            final = self._local.answer(
+            final = reading.local.answer(
                 reading,
                 results,
                 resolved_by="cloud",
@@ -131,10 +150,12 @@ class QuestionPath:
             _log.error("cloud_answer_unusable", error=describe_fault(error))
             return
         self._ending.conclude(reading.question, final, record=record, windows=len(reading.windows))
+        if self.auditor is not None:
+            self.auditor.answered_by_cloud(reading, results)
 
     def given_up(self, reading: Reading, reason: Reason, record: OffloadRecord) -> None:
         """Offload thread: the cloud did not answer; the remaining layers run here."""
-        seconds = self._local.finishing_seconds(reading)
+        seconds = reading.local.finishing_seconds(reading)
         job = self._finish_here(reading, reason, record, is_begun_again=True)
         self._inference.finish(job, reading.answer_by, seconds)
 
@@ -150,8 +171,9 @@ class QuestionPath:
         try:
             if is_begun_again:
                 self._count(self._outbox.count_begun, reading.question)
-            results = yield from self._local.finish_in_steps(reading, reading.answer_by)
+            results = yield from reading.local.finish_in_steps(reading, reading.answer_by)
         except Exception as error:
+            self.is_forgiven(reading.local)  # the provisional answer stands, whoever reads next
             _log.error("local_finish_failed", error=describe_fault(error))
             results = reading.provisional
         self._conclude_locally(reading, results, degraded=True, reason=reason, record=record)
@@ -183,7 +205,7 @@ class QuestionPath:
         degraded: bool,
         record: OffloadRecord,
     ) -> FinalAnswer:
-        return self._local.answer(
+        return reading.local.answer(
             reading,
             results,
             resolved_by="edge",

@@ -66,6 +66,7 @@ class FinalAnswer:
     `start` and `end` are characters of the passage (-1 without an answer); `score` and
     `no_answer_score` are probabilities; `exit_layer` is the deepest layer that any window of the
     question needed; `latency_ms` runs from acceptance; `bytes_sent` counts sealed payloads;
+    `release` is the digest of the weights that gave the answer, on the device and in the cloud;
     `engine` and `precision` are what computed on the device.
     """
 
@@ -81,6 +82,7 @@ class FinalAnswer:
     latency_ms: float
     bytes_sent: int
     model: str
+    release: str = ""
     engine: str = ""
     precision: str = ""
     answers: tuple[RankedAnswer, ...] = ()

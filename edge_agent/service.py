@@ -17,17 +17,18 @@ from broker.exchange import Subscription
 from broker.log import SafeLog
 from broker.session import Session
 from broker.settings import PACKET_OVERHEAD_BYTES
-from edge_agent.agent import EdgeAgent, OffloaderFactory, OffloadParts
+from edge_agent.agent import EdgeAgent
 from edge_agent.app import create_app
 from edge_agent.cloud_messages import RequestSealer, presence
+from edge_agent.cloud_side import CloudAccess, Followed
 from edge_agent.errors import ListenError, SettingsError
-from edge_agent.memory import keep_small
-from edge_agent.offload import Offloader
+from edge_agent.link import Link
+from edge_agent.release_start import begin, open_store
 from edge_agent.settings import EdgeSettings
 from edge_agent.slow_clients import PatientProtocol
 from protocol.key_files import load_edge_keys, load_pool_public
 from protocol.topics import answer_subscription, presence_subscription
-from reader.model import Reader
+from reader.memory import keep_small
 
 SESSION_EXPIRY_SECONDS = 3_600
 RECEIVE_MAXIMUM = 32
@@ -53,15 +54,12 @@ def run_edge(settings: EdgeSettings) -> None:
 
 
 def make_agent(settings: EdgeSettings) -> EdgeAgent:
-    """The agent that the settings describe, its keys and model loaded, not started."""
-    make_offloader = _offloader_factory(settings)
-    reader = Reader.load(
-        settings.model,
-        threads=settings.threads,
-        engine=settings.engine,
-        precision=settings.precision,
-    )
-    return EdgeAgent(settings, reader, make_offloader=make_offloader)
+    """The agent that the settings describe, its keys and weights loaded, not started."""
+    cloud = _cloud_access(settings)
+    store = open_store(settings)
+    start = begin(settings, store)
+    followed = None if store is None else Followed(store, start.given_up)
+    return EdgeAgent(settings, start.reader, cloud=cloud, followed=followed)
 
 
 def listen(settings: EdgeSettings) -> socket.socket:
@@ -96,7 +94,8 @@ class EdgeServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where the agent listens, with the real port where it was 0."""
         await super().startup(sockets)
-        choice = self._agent.reader.engine.choice
+        health = self._agent.health()
+        computing = health["engine"] or {}
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -104,11 +103,11 @@ class EdgeServer(uvicorn.Server):
                 "edge_listening",
                 url=f"http://{shown}:{port}",
                 name=self._agent.settings.name,
-                model=self._agent.local.model,
-                engine=choice.name,
-                precision=choice.precision,
-                threads=choice.threads,
-                edge_layers=self._agent.local.edge_layers,
+                model=self._agent.local.model if health["model"] else "none",
+                engine=computing.get("name"),
+                precision=computing.get("precision"),
+                threads=computing.get("threads"),
+                edge_layers=health["edge_layers"],
             )
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
@@ -127,8 +126,8 @@ class EdgeServer(uvicorn.Server):
         await stopping
 
 
-def _offloader_factory(settings: EdgeSettings) -> OffloaderFactory | None:
-    """What builds the offloader, with the keys loaded now; None where no cloud is configured."""
+def _cloud_access(settings: EdgeSettings) -> CloudAccess | None:
+    """The session and the keys, loaded now; None where no cloud is configured."""
     broker, offload = settings.broker, settings.offload
     if broker is None or offload.edge_key_file is None or offload.pool_public_key_file is None:
         return None
@@ -155,17 +154,4 @@ def _offloader_factory(settings: EdgeSettings) -> OffloaderFactory | None:
         queue_bound_bytes=DELIVERIES_BOUND_BYTES,
         largest_packet_bytes=LARGEST_ANSWER_BYTES + PACKET_OVERHEAD_BYTES,
     )
-
-    def make(parts: OffloadParts) -> Offloader:
-        return Offloader(
-            session,
-            RequestSealer(edge_keys, pool_public, parts.local.reader.digest),
-            parts.settings.offload,
-            parts.local,
-            parts.metrics,
-            on_answer=parts.on_answer,
-            on_give_up=parts.on_give_up,
-            backlog_seconds=parts.backlog_seconds,
-        )
-
-    return make
+    return CloudAccess(Link(session), RequestSealer(edge_keys, pool_public))

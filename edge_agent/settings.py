@@ -21,17 +21,21 @@ from pydantic_settings import (
 
 from broker.configuration import SettingsRules, read_settings
 from broker.settings import BrokerSettings
+from edge_agent.audit_settings import AuditSettings
 from edge_agent.errors import SettingsError
 from edge_agent.lease import LeaseRules
 from reader.engines.names import EngineName, PrecisionName
+from releases.settings import FollowSettings
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8571
 ENVIRONMENT_PREFIX = "ELMA_EDGE_"
+NO_MODEL = "none"
+"""As `model`: the device has no weights before its first release."""
 _RULES = SettingsRules(
     prefix=ENVIRONMENT_PREFIX,
     error=SettingsError,
-    path_names=frozenset({"outbox"}),
+    path_names=frozenset({"outbox", "folder"}),
     other_variables=frozenset({"config", "url"}),
 )
 
@@ -95,11 +99,12 @@ class OffloadSettings(_Table):
 class EdgeSettings(BaseSettings):
     """Everything an edge agent can be told; the defaults make one that works alone.
 
-    `name` is the edge's identity at the broker. `engine`, `precision` and `threads` say what
-    computes; "auto" leaves it to `reader.engines.choosing`. `max_edge_layers` is the deepest layer
-    run before the cloud is asked; the model's own choice where it is not set. `retention_seconds`
-    is how long an answer can be fetched again. `shutdown_seconds` is how long a stop waits for
-    questions.
+    `name` is the edge's identity at the broker. `model` answers until a first release has come by
+    `[releases]`, and again when none of them is any good; "none": nothing does. `engine`,
+    `precision` and `threads` say what computes; "auto" leaves it to `reader.engines.choosing`.
+    `max_edge_layers` is the deepest layer run before the cloud is asked; the model's own choice
+    where it is not set. `retention_seconds` is how long an answer can be fetched again.
+    `shutdown_seconds` is how long a stop waits for questions.
     """
 
     model_config = SettingsConfigDict(
@@ -126,6 +131,8 @@ class EdgeSettings(BaseSettings):
     http: HttpSettings = HttpSettings()
     offload: OffloadSettings = OffloadSettings()
     broker: BrokerSettings | None = None
+    releases: FollowSettings | None = None
+    audit: AuditSettings = AuditSettings()
 
     @property
     def is_offloading(self) -> bool:
@@ -145,6 +152,10 @@ class EdgeSettings(BaseSettings):
                 "a [broker] is set but not offload.edge_key_file; nothing may be sent unsealed: "
                 "set both key files, or remove [broker]"
             )
+        if self.releases is not None and self.broker is None:
+            raise ValueError("[releases] are heard of at the broker: set [broker] as well")
+        if self.model == NO_MODEL and self.releases is None:
+            raise ValueError(f'model = "{NO_MODEL}" waits for a first release: set [releases]')
         if self.default_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("default_deadline_seconds is above max_deadline_seconds")
         return self

@@ -27,8 +27,16 @@ from elma.commands import (
     demo,
     doctor,
     edge,
+    enroll,
+    errors,
     evaluate,
     keys,
+    publish,
+    releases,
+    revoke,
+    rollout,
+    rotate,
+    sign,
     train,
     worker,
 )
@@ -168,7 +176,20 @@ def _print_error(text: str) -> None:
         typer.echo(f"elma: {text}", err=True)
 
 
-for _single in (demo, ask, doctor, evaluate, calibrate, train, convert):
+for _single in (
+    demo,
+    ask,
+    doctor,
+    evaluate,
+    calibrate,
+    train,
+    convert,
+    publish,
+    sign,
+    releases,
+    enroll,
+    revoke,
+):
     _single.register(app)
 for _name, _group in (
     ("edge", edge),
@@ -177,5 +198,8 @@ for _name, _group in (
     ("keys", keys),
     ("bench", bench),
     ("compress", compress),
+    ("rollout", rollout),
+    ("errors", errors),
 ):
     app.add_typer(_group.app, name=_name)
+rotate.register(keys.app)

@@ -14,6 +14,7 @@ from elma.output import CommandError
 # The modules without which an extra is not there. The rest of it comes along with them.
 MODULES_OF = {
     "bench": ("torch", "onnx", "onnxruntime", "matplotlib", "transformers"),
+    "broker": ("cryptography",),
     "onnx": ("onnx", "onnxruntime"),
     "plot": ("matplotlib",),
     "torch": ("torch",),

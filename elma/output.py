@@ -21,7 +21,9 @@ from elma.log_writer import LineHandler, LineLogger, make_put
 if TYPE_CHECKING:
     from rich.console import Console
 
-OUR_PACKAGES = frozenset({"broker", "cloud_worker", "edge_agent", "elma", "protocol", "reader"})
+OUR_PACKAGES = frozenset(
+    {"broker", "cloud_worker", "edge_agent", "elma", "protocol", "publisher", "reader", "releases"}
+)
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")

@@ -1,4 +1,4 @@
-"""Checks shared by topics, messages and headers: names, whole numbers, floats, byte strings.
+"""Checks shared by topics, messages and headers: names, numbers, byte strings, lists, fields.
 
 Each takes the field's name first, returns the value, and raises `MalformedMessage` with the
 field and its bounds. Values themselves are not repeated in the error unless they are numbers,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from protocol.errors import MalformedMessage
 
@@ -79,4 +80,46 @@ def check_text(field: str, value: object, high: int) -> str:
         raise MalformedMessage(f"{field} must have at most {high} characters, has {len(value)}")
     if any(ord(character) < 32 or 0xD800 <= ord(character) <= 0xDFFF for character in value):
         raise MalformedMessage(f"{field} must not hold control characters")
+    return value
+
+
+def check_list(field: str, value: object, high: int, low: int = 0) -> list[Any]:
+    """A list of `low` to `high` items."""
+    if not isinstance(value, list) or not low <= len(value) <= high:
+        raise MalformedMessage(f"{field} must be a list of {low} to {high}")
+    return value
+
+
+def check_maps(field: str, value: object, high: int, low: int = 0) -> list[dict[str, Any]]:
+    """A list of `low` to `high` maps."""
+    items = check_list(field, value, high, low)
+    if not all(isinstance(item, dict) for item in items):
+        raise MalformedMessage(f"{field} must hold maps")
+    return items
+
+
+def check_map(field: str, value: object) -> dict[str, Any]:
+    """One map."""
+    if not isinstance(value, dict):
+        raise MalformedMessage(f"{field} must be a map")
+    return value
+
+
+def take(fields: dict[str, Any], *names: str) -> list[Any]:
+    """The named fields in order; a missing one makes the message malformed."""
+    try:
+        return [fields[name] for name in names]
+    except KeyError as error:
+        raise MalformedMessage(f"field {error.args[0]!r} is missing") from error
+
+
+def digest_from_bytes(field: str, value: object) -> str:
+    """A sha256 as it travels, 32 bytes, in the hexadecimal that dataclasses hold."""
+    return check_bytes(field, value, 32, 32).hex()
+
+
+def check_boolean(field: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise MalformedMessage(f"{field} must be true or false")
     return value

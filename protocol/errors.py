@@ -11,6 +11,8 @@
     │   ├── WrongKey                  opened with a key that did not seal it
     │   ├── UnknownKeyId              sealed to a pool key that is not held (any more)
     │   ├── UnknownEdge               the edge has no public key in the directory
+    │   ├── BadSignature              signed by another key, for another purpose, or changed since
+    │   ├── RevokedKey                signed by a key that the root key has revoked
     │   └── TamperedMessage           header, topic and sealed part do not belong together
     ├── ExpiredRequest                past its deadline
     │   └── DeadlineTooFar            a deadline beyond the longest one allowed: a wrong clock
@@ -65,6 +67,14 @@ class UnknownKeyId(SealingError):
 
 class UnknownEdge(SealingError):
     """No public key is on file for the edge that the message names."""
+
+
+class BadSignature(SealingError):
+    """A signature does not belong to these bytes, this purpose and this key."""
+
+
+class RevokedKey(SealingError):
+    """The signing key stands in the root key's list of those that no longer count."""
 
 
 class TamperedMessage(SealingError):

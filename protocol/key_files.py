@@ -1,53 +1,69 @@
 """Key files: small JSON documents, readable by their owner only.
 
-    pool-secret.json    for the workers      {"elma": "pool-secret", "keys": [{"id", "secret"}]}
-    pool-public.json    for the edges        {"elma": "pool-public", "id", "public"}
-    edge-secret.json    for one edge         {"elma": "edge-secret", "edge", "secret"}
-    edges/NAME.json     for the workers      {"elma": "edge-public", "edge", "public"}
+    pool-secret.json              workers    "keys": [{"id", "secret"}]
+    pool-public.json              edges      "id", "public"
+    edge-secret.json              one edge   "edge", "secret"
+    edges/NAME.json               workers    "edge", "public"
+    publisher-root-secret.json    offline    "secret"
+    publisher-secret.json         signer     "id", "secret"
+    publisher-public.json         all        "root", "keys", "signature"
+    rollout-secret.json           publisher  "id", "secret"
 
-Keys are base64. Every file is made with mode 0600; a secret one that others may read, and any that
-others may write, is refused with the command that mends it. Saving never replaces a file unless
-told to. Every failure is a `KeyFileError` that names the file and never its content. Neighbour:
-`keys` holds what is read.
+and in each, `"elma"` says which kind it is. Keys are base64. `key_documents` keeps the rules that
+hold for every file: mode 0600, a secret never readable by others, none writable by them. Saving
+never replaces a file unless told to. Every failure is a `KeyFileError` that names the file and
+never its content. Neighbours: `keys` and `signing` hold what is read.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import os
-import stat
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from protocol.checks import check_name
-from protocol.errors import KeyFileError, MalformedMessage, SealingError, UnknownEdge
-from protocol.keys import KEY_BYTES, EdgeKeys, PoolKeys, PoolPublic, fingerprint
+from protocol.errors import (
+    KeyFileError,
+    MalformedMessage,
+    SealingError,
+    UnknownEdge,
+)
+from protocol.key_documents import (
+    bytes_from_text,
+    key_from_text,
+    read_document,
+    to_text,
+    write_document,
+)
+from protocol.keys import EdgeKeys, PoolKeys, PoolPublic, fingerprint
+from protocol.signing import PublisherTrust, SignedKeyList, SigningKey
 
-MAX_FILE_BYTES = 64 * 1024
 POOL_SECRET_NAME = "pool-secret.json"  # noqa: S105 -- a file's name
 POOL_PUBLIC_NAME = "pool-public.json"
 EDGE_SECRET_NAME = "edge-secret.json"  # noqa: S105 -- a file's name
 EDGES_FOLDER_NAME = "edges"
+PUBLISHER_ROOT_NAME = "publisher-root-secret.json"
+PUBLISHER_SECRET_NAME = "publisher-secret.json"  # noqa: S105 -- a file's name
+PUBLISHER_PUBLIC_NAME = "publisher-public.json"
+ROLLOUT_SECRET_NAME = "rollout-secret.json"  # noqa: S105 -- a file's name
+ROOT_KEY_ID = "root"
 _Stamp = tuple[int, int, int, int]
 
 
 def save_pool_keys(path: Path, keys: PoolKeys, *, replace: bool = False) -> None:
     """Write the pool's secret keys, oldest first."""
-    entries = [{"id": key_id, "secret": _encode(keys.secret_of(key_id))} for key_id in keys.ids]
-    _write(path, {"elma": "pool-secret", "keys": entries}, replace=replace)
+    entries = [{"id": key_id, "secret": to_text(keys.secret_of(key_id))} for key_id in keys.ids]
+    write_document(path, {"elma": "pool-secret", "keys": entries}, replace=replace)
 
 
 def load_pool_keys(path: Path) -> PoolKeys:
     """Read the pool's secret keys."""
-    document = _read(path, "pool-secret", secret=True)
+    document = read_document(path, "pool-secret", secret=True)
     entries = document.get("keys")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise KeyFileError(f"key file {path}: 'keys' must be a list of id and secret")
-    secrets = {str(entry.get("id")): _decode(path, entry.get("secret")) for entry in entries}
+    secrets = {str(entry.get("id")): key_from_text(path, entry.get("secret")) for entry in entries}
     if len(secrets) != len(entries):
         raise KeyFileError(f"key file {path}: an id stands there twice")
     try:
@@ -58,30 +74,30 @@ def load_pool_keys(path: Path) -> PoolKeys:
 
 def save_pool_public(path: Path, public: PoolPublic, *, replace: bool = False) -> None:
     """Write the pool's current public key."""
-    document = {"elma": "pool-public", "id": public.key_id, "public": _encode(public.public)}
-    _write(path, document, replace=replace)
+    document = {"elma": "pool-public", "id": public.key_id, "public": to_text(public.public)}
+    write_document(path, document, replace=replace)
 
 
 def load_pool_public(path: Path) -> PoolPublic:
     """Read the pool's public key."""
-    document = _read(path, "pool-public")
+    document = read_document(path, "pool-public")
     try:
-        return PoolPublic(str(document.get("id")), _decode(path, document.get("public")))
+        return PoolPublic(str(document.get("id")), key_from_text(path, document.get("public")))
     except MalformedMessage as error:
         raise KeyFileError(f"key file {path}: {error}") from error
 
 
 def save_edge_keys(path: Path, keys: EdgeKeys, *, replace: bool = False) -> None:
     """Write an edge's secret key."""
-    document = {"elma": "edge-secret", "edge": keys.edge, "secret": _encode(keys.secret)}
-    _write(path, document, replace=replace)
+    document = {"elma": "edge-secret", "edge": keys.edge, "secret": to_text(keys.secret)}
+    write_document(path, document, replace=replace)
 
 
 def load_edge_keys(path: Path) -> EdgeKeys:
     """Read an edge's secret key."""
-    document = _read(path, "edge-secret", secret=True)
+    document = read_document(path, "edge-secret", secret=True)
     try:
-        return EdgeKeys(str(document.get("edge")), _decode(path, document.get("secret")))
+        return EdgeKeys(str(document.get("edge")), key_from_text(path, document.get("secret")))
     except MalformedMessage as error:
         raise KeyFileError(f"key file {path}: {error}") from error
 
@@ -89,23 +105,81 @@ def load_edge_keys(path: Path) -> EdgeKeys:
 def save_edge_public(folder: Path, edge: str, public: bytes, *, replace: bool = False) -> Path:
     """Write an edge's public key into the workers' folder; returns the file."""
     path = folder / f"{check_name('edge', edge)}.json"
-    document = {"elma": "edge-public", "edge": edge, "public": _encode(public)}
-    _write(path, document, replace=replace)
+    document = {"elma": "edge-public", "edge": edge, "public": to_text(public)}
+    write_document(path, document, replace=replace)
     return path
 
 
 def load_edge_public(path: Path) -> tuple[str, bytes]:
     """Read an edge's name and public key."""
-    document = _read(path, "edge-public")
+    document = read_document(path, "edge-public")
     edge = document.get("edge")
     if edge != path.stem:
         raise KeyFileError(f"key file {path}: names another edge than its file; rename it")
-    return path.stem, _decode(path, document.get("public"))
+    return path.stem, key_from_text(path, document.get("public"))
+
+
+def save_publisher_root(path: Path, root: SigningKey, *, replace: bool = False) -> None:
+    """Write the publisher's root key, which belongs on a machine without a network."""
+    document = {"elma": "publisher-root-secret", "secret": to_text(root.secret)}
+    write_document(path, document, replace=replace)
+
+
+def load_publisher_root(path: Path) -> SigningKey:
+    """Read the publisher's root key."""
+    document = read_document(path, "publisher-root-secret", secret=True)
+    return SigningKey(ROOT_KEY_ID, key_from_text(path, document.get("secret")))
+
+
+def save_publisher_secret(path: Path, key: SigningKey, *, replace: bool = False) -> None:
+    """Write the key that signs manifests."""
+    _save_signing_key(path, "publisher-secret", key, replace)
+
+
+def load_publisher_secret(path: Path) -> SigningKey:
+    """Read the key that signs manifests."""
+    return _load_signing_key(path, "publisher-secret")
+
+
+def save_rollout_secret(path: Path, key: SigningKey, *, replace: bool = False) -> None:
+    """Write the key that signs rollout orders."""
+    _save_signing_key(path, "rollout-secret", key, replace)
+
+
+def load_rollout_secret(path: Path) -> SigningKey:
+    """Read the key that signs rollout orders."""
+    return _load_signing_key(path, "rollout-secret")
+
+
+def save_publisher_public(path: Path, trust: PublisherTrust, *, replace: bool = False) -> None:
+    """Write what everyone else needs: the root's public key and the key list that it signed."""
+    document = {
+        "elma": "publisher-public",
+        "root": to_text(trust.root_public),
+        "keys": to_text(trust.key_list.payload),
+        "signature": to_text(trust.key_list.signature),
+    }
+    write_document(path, document, replace=replace)
+
+
+def load_publisher_public(path: Path) -> PublisherTrust:
+    """Read the publisher's public file; its list is verified against its root key."""
+    document = read_document(path, "publisher-public")
+    try:
+        keys = bytes_from_text(path, document.get("keys"))
+        signature = bytes_from_text(path, document.get("signature"))
+        trust = PublisherTrust(
+            key_from_text(path, document.get("root")), SignedKeyList(keys, signature)
+        )
+        trust.keys()
+    except (MalformedMessage, SealingError) as error:
+        raise KeyFileError(f"key file {path}: {error}") from error
+    return trust
 
 
 def describe_key_file(path: Path) -> dict[str, Any]:
     """What a key file is, without any secret: kind, names, fingerprints of the public keys."""
-    kind = _read(path, None).get("elma")
+    kind = read_document(path, None).get("elma")
     if kind == "pool-secret":
         pool = load_pool_keys(path)
         live = [
@@ -121,7 +195,28 @@ def describe_key_file(path: Path) -> dict[str, Any]:
     if kind == "edge-public":
         edge, key = load_edge_public(path)
         return {"kind": kind, "edge": edge, "fingerprint": fingerprint(key)}
+    if kind == "publisher-public":
+        return {"kind": kind, **describe_trust(load_publisher_public(path))}
+    if kind == "publisher-root-secret":
+        return {"kind": kind, "fingerprint": load_publisher_root(path).fingerprint}
+    if kind in ("publisher-secret", "rollout-secret"):
+        signing = _load_signing_key(path, kind)
+        return {"kind": kind, "id": signing.key_id, "fingerprint": signing.fingerprint}
     raise KeyFileError(f"key file {path}: not a key file of ELMA")
+
+
+def describe_trust(trust: PublisherTrust) -> dict[str, Any]:
+    """Whom a publisher's public file trusts: the root, and the keys that may sign now."""
+    keys = trust.keys()
+    return {
+        "root_fingerprint": trust.fingerprint,
+        "key_list_version": keys.version,
+        "keys": [
+            {"id": key_id, "fingerprint": fingerprint(public)}
+            for key_id, public in keys.keys.items()
+        ],
+        "revoked": list(keys.revoked),
+    }
 
 
 class EdgeFolder:
@@ -190,6 +285,20 @@ class PoolKeyFile:
             return self._keys
 
 
+def _save_signing_key(path: Path, kind: str, key: SigningKey, replace: bool) -> None:
+    document = {"elma": kind, "id": key.key_id, "secret": to_text(key.secret)}
+    write_document(path, document, replace=replace)
+
+
+def _load_signing_key(path: Path, kind: str) -> SigningKey:
+    document = read_document(path, kind, secret=True)
+    secret = key_from_text(path, document.get("secret"))
+    try:
+        return SigningKey(str(document.get("id")), secret)
+    except MalformedMessage as error:
+        raise KeyFileError(f"key file {path}: {error}") from error
+
+
 def _stamp(status: os.stat_result) -> _Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
@@ -200,78 +309,3 @@ def _stamp_of(path: Path) -> _Stamp | None:
         return _stamp(path.stat())
     except OSError:
         return None
-
-
-def _write(path: Path, document: dict[str, Any], *, replace: bool) -> None:
-    """Write with mode 0600 from the first byte on, whole or not at all."""
-    content = (json.dumps(document, indent=2) + "\n").encode("ascii")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                temporary.replace(path)
-            else:
-                path.hardlink_to(temporary)  # fails where the file exists
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-    except FileExistsError as error:
-        raise KeyFileError(
-            f"key file {path} exists and is not overwritten; choose another folder or move it away"
-        ) from error
-    except OSError as error:
-        raise KeyFileError(f"key file {path} cannot be written: {error.strerror}") from error
-
-
-def _read(path: Path, kind: str | None, *, secret: bool = False) -> dict[str, Any]:
-    """A key file's document, its kind (if asked) and, for a secret one, its mode checked."""
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise KeyFileError(
-            f"key file {path} cannot be read: {error.strerror}; `elma keys` makes key files"
-        ) from error
-    if secret and mode & 0o077:
-        raise KeyFileError(
-            f"key file {path} is open to other users (mode {mode:04o}); run: chmod 600 {path}"
-        )
-    if mode & 0o022:
-        raise KeyFileError(
-            f"key file {path} can be changed by other users (mode {mode:04o}), who could put their "
-            f"own key there; run: chmod go-w {path}"
-        )
-    if len(content) > MAX_FILE_BYTES:
-        raise KeyFileError(f"key file {path} holds over {MAX_FILE_BYTES} bytes")
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        # Not chained: the parser's error holds the file's content.
-        raise KeyFileError(f"key file {path}: not JSON ({type(error).__name__})") from None
-    if not isinstance(document, dict):
-        raise KeyFileError(f"key file {path}: not a key file of ELMA")
-    if kind is not None and document.get("elma") != kind:
-        raise KeyFileError(f"key file {path}: expected a {kind} file")
-    return document
-
-
-def _encode(key: bytes) -> str:
-    return base64.b64encode(key).decode("ascii")
-
-
-def _decode(path: Path, value: object) -> bytes:
-    """A key of 32 bytes from base64."""
-    key = b""
-    if isinstance(value, str):
-        with suppress(binascii.Error, ValueError):
-            key = base64.b64decode(value, validate=True)
-    if len(key) != KEY_BYTES:
-        raise KeyFileError(f"key file {path}: a key must be {KEY_BYTES} bytes in base64")
-    return key

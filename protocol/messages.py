@@ -7,35 +7,75 @@
 
 A message checks its own fields when it is made, so a made message can be sent and a decoded one
 can be trusted in shape (`MalformedMessage` otherwise). `codec` and `state` are opaque here: what
-they mean is the reader's business. Unknown fields are ignored, so fields may be added.
+they mean is the reader's business. Unknown fields are ignored, so fields may be added. Neighbour:
+`requests` has the request and its windows.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from protocol.checks import (
-    check_bytes,
+    check_boolean,
     check_float,
     check_integer,
+    check_maps,
     check_name,
     check_text,
+    take,
 )
 from protocol.errors import MalformedMessage
-from protocol.wire import MAX_LIST_ITEMS, Frame, Kind, decode_frame, encode_frame
+from protocol.requests import (
+    CODEC_PATTERN,
+    MAX_LAYERS,
+    MAX_SPANS,
+    MAX_STATE_BYTES,
+    MAX_WINDOW_INDEX,
+    MAX_WINDOW_TOKENS,
+    MAX_WINDOWS,
+    Provisional,
+    RequestWindow,
+    ResumeRequest,
+    check_windows,
+    request_from_wire,
+    request_to_wire,
+)
+from protocol.wire import Frame, Kind, decode_frame, encode_frame
 
-MAX_WINDOWS = 128
-MAX_WINDOW_INDEX = 4095
-MAX_LAYERS = 64
-MAX_WINDOW_TOKENS = 1024
-MAX_STATE_BYTES = 4 * 1024 * 1024
-MAX_SPANS = 20
+__all__ = [
+    "CODEC_PATTERN",
+    "ERROR_CODES",
+    "KINDS",
+    "MAX_DETAIL_CHARACTERS",
+    "MAX_LAYERS",
+    "MAX_SECONDS",
+    "MAX_SPANS",
+    "MAX_STATE_BYTES",
+    "MAX_WINDOWS",
+    "MAX_WINDOW_INDEX",
+    "MAX_WINDOW_TOKENS",
+    "WORKER_KINDS",
+    "Accepted",
+    "AnswerMessage",
+    "Busy",
+    "Cancel",
+    "ErrorMessage",
+    "Message",
+    "Presence",
+    "Provisional",
+    "RequestWindow",
+    "ResumeRequest",
+    "SpanScore",
+    "WindowResult",
+    "WorkerMessage",
+    "decode_message",
+    "encode_message",
+]
+
 MAX_DETAIL_CHARACTERS = 500
 MAX_SECONDS = 86_400.0
-CODEC_PATTERN = re.compile(r"[a-z0-9_-]{1,32}", re.ASCII)
 
 ERROR_CODES = (
     "unknown_release",
@@ -47,44 +87,6 @@ ERROR_CODES = (
     "too_large",
     "internal",
 )
-
-
-@dataclass(frozen=True)
-class RequestWindow:
-    """One window's state after layer `from_layer`, packed by `codec`; or, where the codec's name
-    says so, its token ids (then the layer is 0).
-
-    `length_tokens` (T) counts [CLS] question [SEP] passage [SEP]; the first `question_tokens`
-    of them are [CLS] question [SEP].
-    """
-
-    index: int
-    from_layer: int
-    length_tokens: int
-    question_tokens: int
-    codec: str
-    state: bytes
-
-    def __post_init__(self) -> None:
-        check_integer("window index", self.index, 0, MAX_WINDOW_INDEX)
-        check_integer("from_layer", self.from_layer, 0, MAX_LAYERS)
-        check_integer("length_tokens", self.length_tokens, 1, MAX_WINDOW_TOKENS)
-        check_integer("question_tokens", self.question_tokens, 0, self.length_tokens)
-        if not isinstance(self.codec, str) or CODEC_PATTERN.fullmatch(self.codec) is None:
-            raise MalformedMessage("codec must be 1 to 32 of a-z, 0-9, '_' and '-'")
-        check_bytes("state", self.state, 1, MAX_STATE_BYTES)
-
-
-@dataclass(frozen=True)
-class ResumeRequest:
-    """A question's unresolved windows; the worker returns up to `top_spans` spans for each."""
-
-    windows: tuple[RequestWindow, ...]
-    top_spans: int
-
-    def __post_init__(self) -> None:
-        _check_windows("windows", [window.index for window in self.windows])
-        check_integer("top_spans", self.top_spans, 1, MAX_SPANS)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class AnswerMessage:
     compute_seconds: float
 
     def __post_init__(self) -> None:
-        _check_windows("results", [result.index for result in self.results])
+        check_windows("results", [result.index for result in self.results])
         check_name("worker", self.worker)
         check_float("queue_seconds", self.queue_seconds, 0.0, MAX_SECONDS)
         check_float("compute_seconds", self.compute_seconds, 0.0, MAX_SECONDS)
@@ -189,8 +191,7 @@ class Presence:
     online: bool
 
     def __post_init__(self) -> None:
-        if not isinstance(self.online, bool):
-            raise MalformedMessage("online must be true or false")
+        check_boolean("online", self.online)
 
 
 WorkerMessage = Accepted | Busy | AnswerMessage | ErrorMessage
@@ -225,28 +226,9 @@ def decode_message(payload: bytes, expected: Collection[Kind]) -> Message:
     return decoder(frame)
 
 
-def _check_windows(field: str, indexes: list[int]) -> None:
-    """1 to MAX_WINDOWS windows, no index twice."""
-    if not 1 <= len(indexes) <= MAX_WINDOWS:
-        raise MalformedMessage(f"{field} must number 1 to {MAX_WINDOWS}, not {len(indexes)}")
-    if len(set(indexes)) != len(indexes):
-        raise MalformedMessage(f"{field} must not name a window index twice")
-
-
 def _encode_plain(message: Any) -> tuple[dict[str, Any], bytes]:
     """Messages whose fields are numbers and text only."""
     return dict(vars(message)), b""
-
-
-def _encode_request(message: Any) -> tuple[dict[str, Any], bytes]:
-    """The windows' descriptions in the map; their states, one after another, attached."""
-    windows = []
-    for window in message.windows:
-        fields = dict(vars(window))
-        fields["state"] = len(window.state)
-        windows.append(fields)
-    attachment = b"".join(window.state for window in message.windows)
-    return {"windows": windows, "top_spans": message.top_spans}, attachment
 
 
 def _encode_answer(message: Any) -> tuple[dict[str, Any], bytes]:
@@ -265,54 +247,18 @@ def _encode_answer(message: Any) -> tuple[dict[str, Any], bytes]:
     return fields, b""
 
 
-def _take(fields: dict[str, Any], *names: str) -> list[Any]:
-    """The named fields in order; a missing one makes the message malformed."""
-    try:
-        return [fields[name] for name in names]
-    except KeyError as error:
-        raise MalformedMessage(f"field {error.args[0]!r} is missing") from error
-
-
-def _maps(field: str, value: object, high: int = MAX_LIST_ITEMS) -> list[dict[str, Any]]:
-    """A list of at most `high` maps."""
-    if not isinstance(value, list) or len(value) > high:
-        raise MalformedMessage(f"{field} must be a list of at most {high}")
-    if not all(isinstance(item, dict) for item in value):
-        raise MalformedMessage(f"{field} must hold maps")
-    return value
-
-
-def _decode_request(frame: Frame) -> ResumeRequest:
-    windows_value, top_spans = _take(frame.fields, "windows", "top_spans")
-    windows = []
-    position = 0
-    for fields in _maps("windows", windows_value, MAX_WINDOWS):
-        index, from_layer, length_tokens, question_tokens, codec, size = _take(
-            fields, "index", "from_layer", "length_tokens", "question_tokens", "codec", "state"
-        )
-        size = check_integer("state bytes", size, 1, MAX_STATE_BYTES)
-        state = frame.attachment[position : position + size]
-        if len(state) != size:
-            raise MalformedMessage("the windows' states are longer than the attachment")
-        position += size
-        windows.append(
-            RequestWindow(index, from_layer, length_tokens, question_tokens, codec, state)
-        )
-    if position != len(frame.attachment):
-        raise MalformedMessage("the attachment is longer than the windows' states")
-    return ResumeRequest(tuple(windows), top_spans)
-
-
 def _decode_answer(frame: Frame) -> AnswerMessage:
-    results_value, worker, queue_seconds, compute_seconds = _take(
+    results_value, worker, queue_seconds, compute_seconds = take(
         frame.fields, "results", "worker", "queue_seconds", "compute_seconds"
     )
-    results = tuple(_decode_result(fields) for fields in _maps("results", results_value))
+    results = tuple(
+        _decode_result(fields) for fields in check_maps("results", results_value, MAX_WINDOWS)
+    )
     return AnswerMessage(results, worker, queue_seconds, compute_seconds)
 
 
 def _decode_result(fields: dict[str, Any]) -> WindowResult:
-    index, layer, null_score, spans = _take(fields, "index", "layer", "null_score", "spans")
+    index, layer, null_score, spans = take(fields, "index", "layer", "null_score", "spans")
     if not isinstance(spans, list) or len(spans) > MAX_SPANS:
         raise MalformedMessage(f"spans must be a list of at most {MAX_SPANS}")
     if not all(isinstance(span, list) and len(span) >= 4 for span in spans):
@@ -321,15 +267,15 @@ def _decode_result(fields: dict[str, Any]) -> WindowResult:
 
 
 _ENCODERS: dict[type[Message], Callable[[Any], tuple[dict[str, Any], bytes]]] = {
-    ResumeRequest: _encode_request,
+    ResumeRequest: request_to_wire,
     AnswerMessage: _encode_answer,
 }
 _DECODERS: dict[Kind, Callable[[Frame], Message]] = {
-    Kind.RESUME_REQUEST: _decode_request,
+    Kind.RESUME_REQUEST: request_from_wire,
     Kind.ANSWER: _decode_answer,
-    Kind.ACCEPTED: lambda frame: Accepted(*_take(frame.fields, "lease_seconds", "worker")),
-    Kind.BUSY: lambda frame: Busy(*_take(frame.fields, "retry_after_seconds", "worker")),
-    Kind.ERROR: lambda frame: ErrorMessage(*_take(frame.fields, "code", "detail", "worker")),
+    Kind.ACCEPTED: lambda frame: Accepted(*take(frame.fields, "lease_seconds", "worker")),
+    Kind.BUSY: lambda frame: Busy(*take(frame.fields, "retry_after_seconds", "worker")),
+    Kind.ERROR: lambda frame: ErrorMessage(*take(frame.fields, "code", "detail", "worker")),
     Kind.CANCEL: lambda _frame: Cancel(),
-    Kind.PRESENCE: lambda frame: Presence(*_take(frame.fields, "online")),
+    Kind.PRESENCE: lambda frame: Presence(*take(frame.fields, "online")),
 }

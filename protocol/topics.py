@@ -4,8 +4,10 @@
     elma/v1/ans/{edge}/{request}               AnswerTopic
     elma/v1/cancel/{edge}/{request}            CancelTopic
     elma/v1/model/{channel}/manifest           ManifestTopic
+    elma/v1/model/{channel}/rollout            RolloutTopic
     elma/v1/blob/{sha256}/{chunk}              BlobTopic
     elma/v1/state/{edge}/model                 ModelStateTopic
+    elma/v1/state/{worker}/releases            WorkerReleasesTopic
     elma/v1/presence/{role}/{id}               PresenceTopic
     elma/v1/dead/{reason}/{edge}/{request}     DeadLetterTopic
     elma/v1/metrics/{edge}                     MetricsTopic
@@ -94,6 +96,14 @@ class ManifestTopic(_Topic):
 
 
 @dataclass(frozen=True)
+class RolloutTopic(_Topic):
+    """The signed order that says which share of the edges takes a channel's release (retained)."""
+
+    channel: str
+    pattern = "model/{channel}/rollout"
+
+
+@dataclass(frozen=True)
 class BlobTopic(_Topic):
     """One chunk of a release's blob (retained); `chunk` counts from 0."""
 
@@ -108,6 +118,14 @@ class ModelStateTopic(_Topic):
 
     edge: str
     pattern = "state/{edge}/model"
+
+
+@dataclass(frozen=True)
+class WorkerReleasesTopic(_Topic):
+    """Which releases a worker holds, and how its answers agree with the edges' (retained)."""
+
+    worker: str
+    pattern = "state/{worker}/releases"
 
 
 @dataclass(frozen=True)
@@ -142,8 +160,10 @@ Topic = (
     | AnswerTopic
     | CancelTopic
     | ManifestTopic
+    | RolloutTopic
     | BlobTopic
     | ModelStateTopic
+    | WorkerReleasesTopic
     | PresenceTopic
     | DeadLetterTopic
     | MetricsTopic
@@ -153,8 +173,10 @@ TOPIC_CLASSES: tuple[type[Topic], ...] = (
     AnswerTopic,
     CancelTopic,
     ManifestTopic,
+    RolloutTopic,
     BlobTopic,
     ModelStateTopic,
+    WorkerReleasesTopic,
     PresenceTopic,
     DeadLetterTopic,
     MetricsTopic,
@@ -197,6 +219,26 @@ def presence_subscription(role: str) -> str:
     """Who of a role is connected."""
     _check_part("role", role)
     return f"{ROOT}/presence/{role}/+"
+
+
+def manifest_subscription(channel: str) -> str:
+    """A channel's current manifest."""
+    return str(ManifestTopic(channel))
+
+
+def rollout_subscription(channel: str) -> str:
+    """A channel's current rollout order."""
+    return str(RolloutTopic(channel))
+
+
+def model_state_subscription() -> str:
+    """What every edge does with its release."""
+    return f"{ROOT}/state/+/model"
+
+
+def worker_releases_subscription() -> str:
+    """Which releases every worker holds."""
+    return f"{ROOT}/state/+/releases"
 
 
 def _check_part(field: str, value: object) -> None:

@@ -58,6 +58,14 @@ class Kind(IntEnum):
     ERROR = 20
     CANCEL = 21
     PRESENCE = 32
+    MANIFEST = 48
+    MANIFEST_BODY = 49
+    KEY_LIST = 50
+    ROLLOUT = 51
+    ROLLOUT_BODY = 52
+    FILE_INDEX = 53
+    MODEL_STATE = 54
+    WORKER_RELEASES = 55
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 ReaderError
 ├── ModelFolderError        a model folder is missing, incomplete or does not fit together
 ├── EngineError             what should compute is not installed, or cannot do what was asked
+├── CanaryError             canary questions that cannot be read, or are out of bounds
 ├── InputError              what the caller asked cannot be read
 │   ├── EmptyQuestion
 │   ├── EmptyPassage
@@ -26,6 +27,10 @@ class ModelFolderError(ReaderError):
 
 class EngineError(ReaderError):
     """An engine is not installed, or this machine cannot do the precision that was asked for."""
+
+
+class CanaryError(ReaderError):
+    """A file of canary questions is malformed or past its bounds, or none could be made."""
 
 
 class InputError(ReaderError):

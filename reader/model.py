@@ -57,12 +57,14 @@ class Reader:
         settings: ExitSettings | None = None,
         engine: str = "auto",
         precision: str = "auto",
+        name: str | None = None,
     ) -> Reader:
         """Load a folder, the shipped model by its name, or a hub id.
 
         `threads` bounds the engine's threads in this process. `settings` replaces those of the
         folder; a folder without any never exits early. `engine` and `precision`: see
-        `engines.choosing`. Raises `ModelFolderError`, `EngineError`.
+        `engines.choosing`. `name` is what answers call it; the folder's where it is None. Raises
+        `ModelFolderError`, `EngineError`.
         """
         folder = resolve_model_folder(model)
         computing = load_engine(folder, engine=engine, precision=precision, threads=threads)
@@ -74,7 +76,7 @@ class Reader:
             computing,
             splitter,
             settings,
-            name=folder.name,
+            name=name or folder.name,
             digest=folder_digest(folder),
             codecs=CodecSet.load(folder, config),
         )

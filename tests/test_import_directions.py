@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"reader", "protocol", "broker", "edge_agent", "cloud_worker", "elma"}
+PACKAGES = {
+    "reader",
+    "protocol",
+    "broker",
+    "releases",
+    "edge_agent",
+    "cloud_worker",
+    "publisher",
+    "elma",
+}
 
 # What a package may import of ours besides itself, and why not more. A rule for a sub-package
 # stands before the rule for the package around it.
@@ -21,13 +30,21 @@ RULES: dict[str, tuple[set[str], str]] = {
     "reader": (set(), "the network must be usable, and testable, without any wire"),
     "protocol": (set(), "what crosses the wire must not depend on what computes it or carries it"),
     "broker": ({"protocol"}, "the broker carries bytes and topics and knows nothing of models"),
-    "edge_agent": (
+    "releases": (
         {"reader", "protocol", "broker"},
+        "device and worker share it, so it knows neither of them",
+    ),
+    "edge_agent": (
+        {"reader", "protocol", "broker", "releases"},
         "a device must install without the worker, and the command line stands above both",
     ),
     "cloud_worker": (
-        {"reader", "protocol", "broker"},
+        {"reader", "protocol", "broker", "releases"},
         "a worker must install without the device, and the command line stands above both",
+    ),
+    "publisher": (
+        {"reader", "protocol", "broker", "releases"},
+        "whoever holds the signing key must need neither a device nor a worker",
     ),
     "elma": (PACKAGES, "the command line puts all parts together"),
 }

@@ -61,6 +61,38 @@ def betting_upper_bound(
     return low + (high - low) * ruled_out
 
 
+def weighted_bound_holds(
+    losses: FloatArray, weights: FloatArray, limit: float, *, confidence: float
+) -> bool:
+    """Whether the weighted mean of `losses` [N], each in 0..1, is shown to be at most `limit`.
+
+    The mean of a sample in which a question is drawn with a probability that is proportional to
+    1 / weight: E[w x] / E[w] <= m is the same as E[w (x - m)] <= 0, a plain mean of bounded values
+    that the betting bound tests. So the chance in which questions were drawn is in the test, too.
+    Where the sample's own mean is above the limit, nothing is shown, whatever an early part of it
+    had promised.
+    """
+    _check(losses, confidence, 0.0, 1.0)
+    if float(np.average(losses, weights=weights)) > limit:
+        return False
+    largest = float(weights.max())
+    shifted = weights * (losses - limit)
+    low, high = -largest * limit, largest * (1.0 - limit)
+    return betting_upper_bound(shifted, confidence=confidence, low=low, high=high) <= 0.0
+
+
+def weighted_upper_bound(losses: FloatArray, weights: FloatArray, *, confidence: float) -> float:
+    """The smallest limit that `weighted_bound_holds` for, by bisection; 1 where none does."""
+    possible, shown = 0.0, 1.0
+    for _ in range(20):  # to 1e-6
+        middle = (possible + shown) / 2
+        if weighted_bound_holds(losses, weights, middle, confidence=confidence):
+            shown = middle
+        else:
+            possible = middle
+    return shown
+
+
 def hoeffding_upper_bound(
     losses: FloatArray, *, confidence: float, low: float = -1.0, high: float = 1.0
 ) -> float:

@@ -43,7 +43,11 @@ def shared_threshold_family(uncertainty: FloatArray, count: int = 40) -> list[Fl
 
 
 def equal_loss_family(
-    uncertainty: FloatArray, losses: FloatArray, count: int = 120
+    uncertainty: FloatArray,
+    losses: FloatArray,
+    count: int = 120,
+    *,
+    weights: FloatArray | None = None,
 ) -> list[FloatArray]:
     """At most `count` policies, each stopping at every layer where the expected loss is the same.
 
@@ -52,9 +56,10 @@ def equal_loss_family(
     regression: more uncertain is never safer. The policy of level x puts each layer's threshold
     where that function passes x, so that no layer stops windows whose expected loss another layer
     would not accept. Levels are quantiles of the fitted losses; the first policy never stops early.
+    A window counts `weights` [W] times (None: once).
     """
     layers = uncertainty.shape[1]
-    fits = [isotonic_fit(uncertainty[:, k], losses[:, k]) for k in range(layers - 1)]
+    fits = [isotonic_fit(uncertainty[:, k], losses[:, k], weights) for k in range(layers - 1)]
     every_level = np.concatenate([np.zeros(0), *(fitted for _, fitted in fits)])
     if len(every_level) == 0:  # a reader of one layer has nothing to choose
         return [np.full(layers, np.inf)]
@@ -67,20 +72,23 @@ def equal_loss_family(
     return family
 
 
-def isotonic_fit(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+def isotonic_fit(
+    x: FloatArray, y: FloatArray, weights: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
     """The non-decreasing function of `x` [W] closest to `y` [W] in squares.
 
-    Returns the distinct values of x in rising order, and the fitted value at each. Pool adjacent
-    violators (Ayer et al. 1955).
+    Each point counts `weights` [W] times (None: once). Returns the distinct values of x in rising
+    order, and the fitted value at each. Pool adjacent violators (Ayer et al. 1955).
     """
     values, where = np.unique(x, return_inverse=True)
-    weights = np.bincount(where).astype(np.float64)
-    means = np.bincount(where, weights=y) / weights
+    counts = np.ones_like(y) if weights is None else weights
+    totals = np.bincount(where, weights=counts)
+    means = np.bincount(where, weights=counts * y) / totals
     # Blocks of pooled neighbours: each has a mean, a weight and a number of distinct values.
     block_means: list[float] = []
     block_weights: list[float] = []
     block_sizes: list[int] = []
-    for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
+    for mean, weight in zip(means.tolist(), totals.tolist(), strict=True):
         size = 1
         while block_means and block_means[-1] >= mean:
             earlier_weight = block_weights.pop()

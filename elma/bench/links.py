@@ -86,6 +86,10 @@ class ShapingProxy:
         self.bytes_up, self.bytes_down = self.bytes_up - taken[0], self.bytes_down - taken[1]
         return taken
 
+    def cut(self) -> None:
+        """Break every connection, as a link does that is lost; new ones are taken at once."""
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in list(self._tasks)])
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._connect, LOOPBACK, 0))
@@ -100,6 +104,10 @@ class ShapingProxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until both ends have closed it."""
+        with contextlib.suppress(asyncio.CancelledError):  # by `cut`
+            await self._forward(reader, writer)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._note(asyncio.current_task())
         try:
             there, back = await asyncio.open_connection(LOOPBACK, self._target_port)

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from cloud_worker.agreement import AgreementCounter
 from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
-from cloud_worker.releases import Releases
+from cloud_worker.releases import LoadedRelease, Releases
 from cloud_worker.request_queue import RequestQueue, waiting_window
 from cloud_worker.resume import Resumer
 from cloud_worker.scheduler import BatchLimits
@@ -98,10 +99,10 @@ def serve(
     queue = RequestQueue(limits, releases.pace, bound=held, bound_bytes=2**40, clock=time.monotonic)
     resumer = Resumer(
         queue,
-        releases,
         listener,
         DuplicateGuard(clock=time.time),
         metrics,
+        AgreementCounter(metrics.agreement),
         name="bench",
         lease_seconds=ALLOWED_SECONDS,
         clock=time.monotonic,
@@ -110,7 +111,8 @@ def serve(
     with ThreadPoolExecutor(1) as door:
         try:
             start = time.monotonic()
-            handing_over = door.submit(_hand_over, arrivals, reader, queue, start)
+            loaded = releases.find(reader.digest)
+            handing_over = door.submit(_hand_over, arrivals, loaded, queue, start)
             time.sleep(WARM_SHARE * seconds)
             first, tokens = time.monotonic(), _total(metrics, "tokens_total")
             time.sleep(max(0.0, start + seconds - first))
@@ -175,7 +177,7 @@ def _filled(reader: Reader, batches: Sequence[StateBatch], full: int) -> list[St
 
 
 def _hand_over(
-    arrivals: Sequence[Arrival], reader: Reader, queue: RequestQueue, start: float
+    arrivals: Sequence[Arrival], loaded: LoadedRelease, queue: RequestQueue, start: float
 ) -> dict[str, Arrival]:
     """Every arrival at its time; returns those that found a place, by their request id."""
     taken: dict[str, Arrival] = {}
@@ -183,14 +185,14 @@ def _hand_over(
         wait_seconds = start + arrival.at - time.monotonic()
         if wait_seconds > 0:
             time.sleep(wait_seconds)
-        request = _held_request(arrival.request, reader)
+        request = _held_request(arrival.request, loaded)
         if queue.reserve(request):
             taken[request.asker.header.request] = arrival
             queue.enter(
                 [
                     waiting_window(
                         request,
-                        reader.config,
+                        loaded.reader.config,
                         index=index,
                         layer=window.layer,
                         question_tokens=window.question_tokens,
@@ -202,7 +204,7 @@ def _hand_over(
     return taken
 
 
-def _held_request(windows: LeftRequest, reader: Reader) -> HeldRequest:
+def _held_request(windows: LeftRequest, loaded: LoadedRelease) -> HeldRequest:
     now, wall = time.monotonic(), time.time()
     header = RequestHeader(
         WIRE_VERSION,
@@ -211,10 +213,11 @@ def _held_request(windows: LeftRequest, reader: Reader) -> HeldRequest:
         new_request_id(),
         wall,
         wall + ALLOWED_SECONDS,
-        reader.digest,
+        loaded.digest,
     )
     return HeldRequest(
         asker=Asker(header, RequestKey.make()),
+        loaded=loaded,
         top_spans=MAX_SPANS,
         window_count=len(windows),
         state_bytes=sum(window.state.nbytes for window in windows),

@@ -1,21 +1,27 @@
-"""`elma calibrate`: chooses a model's exit settings so that early exits cost little F1.
+"""`elma calibrate`: chooses a model's exit settings so that early exits cost little.
 
-Input: a model folder and a question file of several articles. Output: `exits.json` in the model
-folder (or elsewhere), and a table or JSON of what was promised and of both halves.
-Neighbours: `cloud_worker.training.calibration` chooses and says which guarantee holds.
+    elma calibrate MODEL --data questions.json           against gold answers: everything
+    elma calibrate MODEL --from-audit audit.jsonl --out NEW   against full depth: exit thresholds
+
+Input: a model folder, and a question file of several articles or what devices compared in the
+field. Output: `exits.json` in the model folder, or a new folder, and a table or JSON of what was
+promised. Neighbours: `cloud_worker.training.calibration` chooses and says which guarantee holds;
+`calibrate_audit` is the second way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elma.commands.calibrate_audit import calibrate_from_audit
 from elma.commands.evaluate import (
+    DATA_HELP,
     METRIC_COLUMNS,
-    DataOption,
     Half,
     ModelArgument,
     ThreadsOption,
@@ -26,6 +32,15 @@ from elma.commands.evaluate import (
 from elma.options import EngineOption, PrecisionOption
 from elma.output import CommandError, JsonOption, print_json, print_status, print_table
 
+if TYPE_CHECKING:
+    from cloud_worker.training.calibration import Calibration, Request
+    from cloud_worker.training.recording import Recording
+    from cloud_worker.training.squad_files import Question
+    from reader.model import Reader
+
+DEFAULT_MAX_F1_DROP = 1.0
+Halves = Mapping[Half, "list[Question]"]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
@@ -34,23 +49,41 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     model: ModelArgument,
-    data: DataOption,
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
+    from_audit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Audit files of devices (elma errors export --audit), instead of --data."
+        ),
+    ] = None,
     max_f1_drop: Annotated[
-        float, typer.Option(help="F1 points that early exits may cost against full depth.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="F1 points that early exits may cost against full depth. Default: 1."),
+    ] = None,
     max_has_answer_drop: Annotated[
         float | None,
         typer.Option(help="The same on answerable questions alone. Default: three times that."),
+    ] = None,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            help="With --from-audit: percent of answers that may differ from full depth's; three "
+            "times that where full depth has an answer. Default: 5."
+        ),
     ] = None,
     confidence: Annotated[
         float, typer.Option(help="How sure to be of that, between 0 and 1.")
     ] = 0.9,
     criterion: Annotated[
-        str, typer.Option(help="A criterion of reader.exits, or auto: the quickest.")
-    ] = "auto",
+        str | None, typer.Option(help="A criterion of reader.exits. Default: the quickest.")
+    ] = None,
     max_edge_layers: Annotated[
         int | None,
-        typer.Option(min=1, help="The device's last layer, stored as its default. Default: half."),
+        typer.Option(
+            min=1,
+            help="The device's last layer: stored as its default (default: half); with "
+            "--from-audit, the last to set (default: what most records have).",
+        ),
     ] = None,
     separate_tuning: Annotated[
         bool,
@@ -63,7 +96,11 @@ def calibrate(
         int | None, typer.Option(min=1, help="Only the first questions of each half.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for exits.json. Default: the model's own folder.")
+        Path | None,
+        typer.Option(
+            help="Folder for exits.json (default: the model's own); with --from-audit, the folder "
+            "of the new model, which has all other files of the old one."
+        ),
     ] = None,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
@@ -71,33 +108,107 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Choose no-answer thresholds, temperatures and exit thresholds, with a bound on the loss."""
-    from cloud_worker.training import calibration
-    from cloud_worker.training.recording import record
-    from cloud_worker.training.squad_files import read_squad, split_articles
+    with_gold = (max_f1_drop, max_has_answer_drop, criterion, limit, separate_tuning or None)
+    if (data is None) == (from_audit is None):
+        raise CommandError("give --data or --from-audit, one of them", exit_status=2)
+    if from_audit is not None:
+        if any(option is not None for option in with_gold) or out is None:
+            raise CommandError(
+                "--from-audit needs --out, a new folder, and takes --max-disagreement, "
+                "--confidence and --max-edge-layers; the other options are for --data",
+                exit_status=2,
+            )
+        calibrate_from_audit(
+            model,
+            from_audit,
+            out,
+            max_disagreement=max_disagreement,
+            confidence=confidence,
+            edge_layers=max_edge_layers,
+            as_json=as_json,
+        )
+        return
+    if data is None or max_disagreement is not None:
+        raise CommandError("--max-disagreement is for --from-audit", exit_status=2)
+
+    from cloud_worker.training.calibration import AUTO, Request
+    from cloud_worker.training.squad_files import read_squad
     from reader.model import Reader
-    from reader.weights import resolve_model_folder
 
     questions = read_squad(data)
     halves = {
         half: choose_questions(questions, half, limit) for half in (Half.CALIBRATION, Half.REPORT)
     }
     reader = Reader.load(model, threads=threads, engine=engine, precision=precision)
-    edge_layers = max_edge_layers or (reader.config.layers + 1) // 2
-    request = calibration.Request(
-        max_f1_drop, confidence, criterion, edge_layers, max_has_answer_drop
+    request = Request(
+        DEFAULT_MAX_F1_DROP if max_f1_drop is None else max_f1_drop,
+        confidence,
+        criterion or AUTO,
+        max_edge_layers or (reader.config.layers + 1) // 2,
+        max_has_answer_drop,
     )
+    report, chosen = _calibrate_on(reader, halves, request, separate_tuning=separate_tuning)
+    folder = _written(model, chosen, out)
+    report = {"data": str(data), "settings_file": str(folder / "exits.json"), **report}
+    print_json(report) if as_json else _print_report(report)
+    if chosen.certificate.mean_exit_layer >= reader.config.layers:
+        print_status(
+            f"warning: {chosen.certificate.questions} questions could not show that any early exit "
+            f"costs less than {request.max_f1_drop:g} points, so no question will exit early; "
+            "give more questions (a thousand or so), or allow more"
+        )
+    print_status(f"wrote {folder / 'exits.json'}")
+
+
+def _calibrate_on(
+    reader: Reader, halves: Halves, request: Request, *, separate_tuning: bool
+) -> tuple[dict[str, Any], Calibration]:
+    """Record both halves, choose on one, report both."""
+    from cloud_worker.training import calibration
+    from cloud_worker.training.recording import record
+
     with progress_bar("reading both halves") as progress:
-        both = record(reader, [*halves[Half.CALIBRATION], *halves[Half.REPORT]], progress=progress)
-    testing, tuning = both.select(halves[Half.CALIBRATION]), None
-    if separate_tuning:
-        tuned_on, tested_on = split_articles(halves[Half.CALIBRATION])
-        if not tested_on:
-            raise CommandError(
-                "--separate-tuning needs two articles in the calibration half; leave it out",
-                exit_status=2,
-            )
-        testing, tuning = both.select(tested_on), both.select(tuned_on)
+        everything = [*halves[Half.CALIBRATION], *halves[Half.REPORT]]
+        both = record(reader, everything, progress=progress)
+    testing, tuning = _parts(both, halves[Half.CALIBRATION], separate_tuning=separate_tuning)
     chosen = calibration.calibrate(testing, request, tuning)
+    report: dict[str, Any] = {
+        "model": reader.name,
+        "engine": asdict(reader.engine.choice),
+        "settings": asdict(chosen.settings),
+        "certificate": asdict(chosen.certificate),
+    }
+    for half, wanted in halves.items():
+        report[half.value] = calibration.half_report(
+            both.select(wanted),
+            chosen.settings,
+            max_edge_layers=request.edge_layers,
+            confidence=request.confidence,
+        )
+    return report, chosen
+
+
+def _parts(
+    both: Recording, questions: list[Question], *, separate_tuning: bool
+) -> tuple[Recording, Recording | None]:
+    """What is tested on, and what is tuned on where that is something else."""
+    from cloud_worker.training.squad_files import split_articles
+
+    if not separate_tuning:
+        return both.select(questions), None
+    tuned_on, tested_on = split_articles(questions)
+    if not tested_on:
+        raise CommandError(
+            "--separate-tuning needs two articles in the calibration half; leave it out",
+            exit_status=2,
+        )
+    return both.select(tested_on), both.select(tuned_on)
+
+
+def _written(model: str, chosen: Calibration, out: Path | None) -> Path:
+    """The folder that `exits.json` was written into."""
+    from reader.weights import resolve_model_folder
+
     folder = out or resolve_model_folder(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,32 +217,7 @@ def calibrate(
         raise CommandError(
             f"cannot write exits.json into {folder}: {error.strerror}; name a folder with --out"
         ) from error
-    report: dict[str, Any] = {
-        "model": reader.name,
-        "engine": asdict(reader.engine.choice),
-        "data": str(data),
-        "settings_file": str(folder / "exits.json"),
-        "settings": asdict(chosen.settings),
-        "certificate": asdict(chosen.certificate),
-    }
-    for half, wanted in halves.items():
-        report[half.value] = calibration.half_report(
-            both.select(wanted),
-            chosen.settings,
-            max_edge_layers=edge_layers,
-            confidence=confidence,
-        )
-    if as_json:
-        print_json(report)
-    else:
-        _print_report(report)
-    if chosen.certificate.mean_exit_layer >= reader.config.layers:
-        print_status(
-            f"warning: {chosen.certificate.questions} questions could not show that any early exit "
-            f"costs less than {max_f1_drop:g} points, so no question will exit early; "
-            "give more questions (a thousand or so), or allow more"
-        )
-    print_status(f"wrote {folder / 'exits.json'}")
+    return folder
 
 
 def _print_report(report: dict[str, Any]) -> None:

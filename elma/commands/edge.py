@@ -1,25 +1,22 @@
-"""`elma edge run`: an edge agent as a process.
+"""`elma edge run`: an edge agent as a process. `elma edge check-release`: a release, proved here.
 
 Input: a settings file, `ELMA_EDGE_...` variables, options; the later one wins. Output: a local HTTP
 interface until SIGTERM, one log line for each question on stderr. Neighbours: `edge_agent.service`
-does the work.
+and `releases.proving` do the work.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elma.options import ServiceEngineOption, ServicePrecisionOption
+from elma.options import EngineOption, PrecisionOption, ServiceEngineOption, ServicePrecisionOption
+from elma.output import CommandError, JsonOption, print_json
 
 app = typer.Typer(help="The agent on the device: answers over local HTTP.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `run` a verb of its own although it is the only one so far."""
 
 
 @app.command()
@@ -77,3 +74,30 @@ def run(
     from edge_agent.service import run_edge  # heavy: after the settings, whose errors come at once
 
     run_edge(settings)
+
+
+@app.command("check-release")
+def check_release(
+    folder: Annotated[Path, typer.Argument(help="A model folder with canaries.json.")],
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a release its canary questions on this machine, as an agent does before it takes one.
+
+    Leaves with 1 when it would not be taken.
+    """
+    from releases.errors import ReleaseError
+    from releases.proving import Computing, check_in_child
+
+    try:
+        report = check_in_child(folder, Computing(engine, precision))
+    except ReleaseError as error:
+        raise CommandError(f"{folder} would not be taken: {error}") from error
+    if as_json:
+        print_json(asdict(report))
+        return
+    print(
+        f"{report.canaries} canaries passed in {report.seconds:.1f} s, "
+        f"with {report.peak_bytes / 1e6:.0f} MB of memory at most"
+    )

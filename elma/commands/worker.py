@@ -33,7 +33,9 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Name of this worker; no two may share one.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder, or elma-small.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, elma-small, or none to wait for a release.")
+    ] = None,
     pool_secret_file: Annotated[
         Path | None, typer.Option(help="The secret keys of the worker pool.")
     ] = None,

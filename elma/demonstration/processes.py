@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -24,8 +24,14 @@ LOG_LINES_SHOWN = 25
 class Child:
     """One `elma ...` process in a session of its own: Ctrl-C reaches us, and we stop the child."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log_file: Path) -> None:
-        """Start it; `log_file` takes its stdout and stderr."""
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log_file: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it; `log_file` takes its stdout and stderr; `variables` join its environment."""
         self.name = name
         self._log_file = log_file
         with log_file.open("wb") as log:
@@ -36,7 +42,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment() | dict(variables or {}),
             )
 
     @property

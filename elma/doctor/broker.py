@@ -55,7 +55,9 @@ def check_broker(settings: BrokerSettings | None) -> Finding:
     )
     begin = time.perf_counter()
     try:
-        connection = Connection(settings, identity, 1, lambda _delivery: None, lambda: None)
+        connection = Connection(
+            settings, identity, 1, lambda _delivery: None, lambda: None, lambda _filter: None
+        )
         connection.open()
     except BrokerError as error:
         advice = f"start a broker at {settings.address}, or correct [broker] in the settings"

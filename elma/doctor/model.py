@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 from edge_agent.local_reading import LocalReading
-from edge_agent.memory import give_back, resident_bytes
 from edge_agent.questions import FinalAnswer, Question
 from elma.doctor.finding import Finding, State, in_mb
 from reader.errors import ReaderError
 from reader.exits import SETTINGS_FILE
+from reader.memory import give_back, resident_bytes
 from reader.model import Reader
 from reader.weights import resolve_model_folder
 

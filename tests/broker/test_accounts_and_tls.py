@@ -5,6 +5,8 @@ mosquitto only: the embedded broker is for one machine and has neither here.
 
 from __future__ import annotations
 
+import json
+import queue
 import shutil
 import subprocess
 import time
@@ -14,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from broker.errors import BrokerSettingsError, ConnectFailed
+from broker.exchange import Publication, Subscription
 from broker.session import Session
 from broker.settings import BrokerSettings
+from protocol.topics import manifest_subscription, rollout_subscription
 
 WAIT_SECONDS = 15.0
 Connect = Callable[..., Session]
@@ -149,3 +153,49 @@ def test_tls_files_that_cannot_be_used_are_named_at_the_start(certificates: Path
     swapped = BrokerSettings(**{**good, "tls_key_file": certificates / "server.key"})
     with pytest.raises(BrokerSettingsError, match="tls_key_file"):
         swapped.tls_context()
+
+
+def test_a_role_that_forbids_a_topic_refuses_its_subscription_and_the_session_goes_on(
+    serve: Callable[[str], int], tmp_path: Path, connect: Connect
+) -> None:
+    """Dynamic security, as in the field: an edge may read its own channel's blobs and no more."""
+    plugin = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
+    if plugin is None:
+        pytest.skip("mosquitto's dynamic security plugin is not where Debian puts it")
+    rule = {"acltype": "subscribePattern", "topic": "elma/v1/model/stable/#", "allow": True}
+    everything_else = {
+        "publishClientSend": True,
+        "publishClientReceive": True,
+        "subscribe": False,
+        "unsubscribe": True,
+    }
+    rules = tmp_path / "rules.json"
+    rules.write_text(
+        json.dumps(
+            {
+                "defaultACLAccess": everything_else,
+                "clients": [],
+                "groups": [{"groupname": "all", "clients": [], "roles": [{"rolename": "edge"}]}],
+                "roles": [{"rolename": "edge", "acls": [rule]}],
+                "anonymousGroup": "all",
+            }
+        )
+    )
+    port = serve(f"allow_anonymous true\nplugin {plugin}\nplugin_opt_config_file {rules}")
+    settings = BrokerSettings(port=port)
+    edge = connect(
+        settings, "edge-1", subscriptions=[Subscription(manifest_subscription("stable"))]
+    )
+    epoch = edge.epoch
+    refused: queue.Queue[str] = queue.Queue()
+    edge.on_subscription_refused = refused.put
+    edge.subscribe(Subscription(rollout_subscription("beta")))
+    assert refused.get(timeout=WAIT_SECONDS) == "elma/v1/model/beta/rollout"
+    edge.subscribe(Subscription(rollout_subscription("stable")))
+    order = Publication(rollout_subscription("stable"), b"order", retain=True)
+    connect(settings, "publisher").publish(order)
+    delivery = edge.receive(WAIT_SECONDS)
+    assert delivery is not None
+    assert delivery.payload == b"order"
+    assert refused.empty()
+    assert edge.epoch == epoch

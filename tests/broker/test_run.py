@@ -111,7 +111,7 @@ def test_without_any_broker_both_ways_out_are_named(
 def test_a_broker_that_refuses_its_configuration_shows_its_log(
     mosquitto_program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mosquitto, "_limits", lambda _bytes: ["no_such_option 1"])
+    monkeypatch.setattr(mosquitto, "limit_lines", lambda _bytes: ["no_such_option 1"])
     with pytest.raises(BrokerStartFailed, match="no_such_option"):
         run_broker("mosquitto", tmp_path)
 

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker.exchange import Delivery, Outcome
+from cloud_worker.agreement import AgreementCounter
 from cloud_worker.dead_letters import LARGEST_SEALED_BYTES
 from cloud_worker.held import Asker
 from cloud_worker.metrics import WorkerMetrics
@@ -27,6 +28,7 @@ from protocol.messages import (
     AnswerMessage,
     Busy,
     ErrorMessage,
+    Provisional,
     RequestWindow,
     ResumeRequest,
     WorkerMessage,
@@ -43,7 +45,7 @@ from protocol.topics import AnswerTopic, CancelTopic, RequestTopic
 from reader.model import Reader
 from reader.states import StateBatch
 from tests.cloud_worker.fakes import FakeClock, FakeSession
-from tests.cloud_worker.harness import make_window, wait_until
+from tests.cloud_worker.harness import make_state, make_window, spans_alone, wait_until
 
 LEASE_SECONDS = 5.0
 
@@ -56,7 +58,10 @@ class Parts:
         self.keys, self.pool = EdgeKeys.make("kitchen"), PoolKeys.make("pool-1")
         self.reader = reader
         self.guard = DuplicateGuard(clock=self.clock)
-        releases = Releases([reader])
+        self.releases, self.coming = Releases([reader]), set[str]()
+        self.heard: list[Delivery] = []
+        self.agreement = AgreementCounter(self.metrics.agreement)
+        releases = self.releases
         self.queue = RequestQueue(
             BatchLimits(),
             releases.pace,
@@ -67,10 +72,10 @@ class Parts:
         self.replies = Replies(self.session, self.metrics, name="one", bound=4, clock=self.clock)
         self.resumer = Resumer(
             self.queue,
-            releases,
             self.replies,
             self.guard,
             self.metrics,
+            self.agreement,
             name="one",
             lease_seconds=LEASE_SECONDS,
             clock=self.clock,
@@ -88,11 +93,20 @@ class Parts:
             lease_seconds=LEASE_SECONDS,
             state_bytes_bound=100_000,
             pace=lambda: 3.0,
+            listeners=[self.listen],
+            is_coming=self.coming.__contains__,
             clock=self.clock,
             wall_clock=self.clock,
         )
         self.sent: dict[str, tuple[RequestHeader, RequestKey]] = {}
         self.replies.start()
+
+    def listen(self, delivery: Delivery) -> bool:
+        """The part that hears of releases."""
+        if not delivery.topic.startswith("elma/v1/model/"):
+            return False
+        self.heard.append(delivery)
+        return True
 
     def request(
         self,
@@ -100,6 +114,7 @@ class Parts:
         *windows: RequestWindow,
         deadline_seconds: float = 30.0,
         priority: str = "normal",
+        is_audit: bool = False,
     ) -> Delivery:
         """A sealed request as the broker delivers it."""
         header = RequestHeader(
@@ -111,7 +126,7 @@ class Parts:
             self.clock() + deadline_seconds,
             self.reader.digest,
         )
-        body = ResumeRequest(windows or (make_window(self.reader),), 20)
+        body = ResumeRequest(windows or (make_window(self.reader),), 20, is_audit)
         payload, key = seal_request(header, body, self.keys, self.pool.public)
         self.sent[name] = header, key
         topic = str(RequestTopic(priority, "kitchen", name))
@@ -176,6 +191,52 @@ def test_a_reply_goes_to_the_edge_in_the_sealed_header_whatever_the_delivery_ask
     delivery = replace(parts.request("r1"), response_topic="elma/v1/ans/thief/r1")
     parts.take(delivery)
     assert [one.topic for one in parts.session.published] == ["elma/v1/ans/kitchen/r1"]
+
+
+def test_a_request_for_a_release_that_is_coming_is_told_busy_and_for_others_refused(
+    parts: Parts,
+) -> None:
+    parts.releases.retire(parts.reader.digest)
+    parts.coming.add(parts.reader.digest)
+    delivery = parts.request("r1")
+    parts.take(delivery)
+    assert [type(word) for word in parts.words("r1")] == [Busy]
+    parts.coming.clear()
+    parts.take(delivery)
+    assert parts.words("r1")[1].code == "unknown_release"  # type: ignore[union-attr]
+    parts.releases.add(parts.reader)
+    parts.take(delivery)
+    assert isinstance(parts.words("r1")[2], Accepted)
+
+
+def test_what_is_no_request_goes_to_the_listener_that_takes_it_and_else_is_acknowledged(
+    parts: Parts,
+) -> None:
+    ours = Delivery("elma/v1/model/stable/manifest", b"?", epoch=1, mid=1)
+    nobodys = Delivery("elma/v1/metrics/kitchen", b"?", epoch=1, mid=2)
+    parts.intake.take(ours)
+    parts.intake.take(nobodys)
+    assert parts.heard == [ours]
+    assert parts.session.acknowledged == [nobodys]
+
+
+def test_an_answered_request_is_compared_with_what_its_edge_had_found(parts: Parts) -> None:
+    window = make_window(parts.reader)
+    state = make_state(parts.reader, 1, 24, 0)
+    best = spans_alone(parts.reader, state, 1).spans[0]
+    mine = Provisional(1, best.start_token, best.end_token)
+    other = Provisional(1, best.start_token + 1, best.end_token + 1)
+    parts.resumer.start()
+    parts.take(parts.request("r1", replace(window, provisional=other)))
+    parts.take(parts.request("r2", replace(window, provisional=other), is_audit=True))
+    parts.take(parts.request("r3", replace(window, provisional=mine), is_audit=True))
+    parts.take(parts.request("r4", window))
+    wait_until(
+        lambda: sum(one.total for one in parts.agreement.snapshot()) == 3, "all to be compared"
+    )
+    counts = {one.kind: (one.layer, one.total) for one in parts.agreement.snapshot()}
+    assert counts == {"offload": (1, 1), "audit": (1, 2)}
+    assert {one.release for one in parts.agreement.snapshot()} == {parts.reader.digest}
 
 
 def test_requests_past_the_bound_are_told_busy_and_leave_no_trace(tiny_reader: Reader) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloud_worker.errors import WorkerSettingsError
-from cloud_worker.settings import WorkerSettings, load_settings
+from cloud_worker.settings import ReleaseSettings, WorkerSettings, load_settings
+from protocol.blobs import CHUNK_BYTES
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "worker.toml"
 
@@ -94,10 +95,59 @@ def test_workers_of_one_machine_never_share_a_default_name() -> None:
 def test_the_example_shows_every_setting_with_its_default() -> None:
     shown = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     defaults = WorkerSettings()
-    optional = {"threads"}  # shown as comments
+    optional = {"threads", "releases"}  # shown as comments
     assert set(shown) | optional == set(WorkerSettings.model_fields)
     for name in ("queue_bound", "queue_bound_bytes", "lease_seconds", "drain_seconds", "model"):
         assert shown[name] == getattr(defaults, name), name
     assert shown["batch"] == defaults.batch.model_dump()
     assert shown["http"] == defaults.http.model_dump()
     assert load_settings(EXAMPLE).client_id == "worker-worker-1"
+
+
+def test_the_example_shows_every_setting_of_a_channel_with_its_default() -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").split("# [releases]\n")[1].split("\n\n")[0]
+    shown = tomllib.loads(lines.replace("# ", "", 1).replace("\n# ", "\n"))
+    assert set(shown) == set(ReleaseSettings.model_fields)
+    defaults = ReleaseSettings(publisher_public_key_file=Path("publisher-public.json"))
+    without = {"https_ca_file", "max_bytes_per_second", "quiet_hours"}
+    for name in set(shown) - without:
+        value = getattr(defaults, name)
+        assert shown[name] == (str(value) if isinstance(value, Path) else value), name
+    assert all(getattr(defaults, name) is None for name in without)
+
+
+CHANNEL = '[releases]\npublisher_public_key_file = "publisher-public.json"\n'
+
+
+def test_a_channel_is_followed_with_paths_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELMA_WORKER_RELEASES__CHANNEL", "beta")
+    monkeypatch.setenv("ELMA_WORKER_RELEASES__MAX_LOADED", "5")
+    rules = load_settings(write(tmp_path, f'{CHANNEL}folder = "store"\n')).releases
+    assert rules is not None
+    assert (rules.channel, rules.max_loaded) == ("beta", 5)
+    assert rules.publisher_public_key_file == tmp_path / "publisher-public.json"
+    assert rules.folder == tmp_path / "store"
+
+
+def test_a_chunk_always_fits_and_always_finds_a_place(tmp_path: Path) -> None:
+    small = "max_request_bytes = 65_536\nqueue_bound = 1\n"
+    alone = load_settings(write(tmp_path, small))
+    following = load_settings(write(tmp_path, small + CHANNEL))
+    assert (alone.receive_maximum, following.receive_maximum) == (1, 5)
+    assert alone.largest_packet_bytes < CHUNK_BYTES < following.largest_packet_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('model = "none"', r"set \[releases\]"),
+        (f"older_models = ['a', 'b']\n{CHANNEL}max_loaded = 4", "max_loaded must be at least 5"),
+    ],
+)
+def test_a_worker_always_has_a_place_for_what_it_must_load(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(WorkerSettingsError, match=named):
+        load_settings(write(tmp_path, text))

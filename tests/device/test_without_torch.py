@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
-    *("reader", "protocol", "broker", "edge_agent", "cloud_worker", "elma"),
-    *("pyproject.toml", "README.md", "LICENSE"),
+    *("reader", "protocol", "broker", "releases", "edge_agent", "cloud_worker", "publisher"),
+    *("elma", "pyproject.toml", "README.md", "LICENSE"),
 )
 RESIDENT_BOUND_BYTES = 200e6
 QUESTIONS = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from broker.errors import PublishError
@@ -54,6 +54,7 @@ class FakeWorker:
     """Takes requests until stopped; `requests` holds the id of each that arrived, repeats too.
 
     The ids are those of the askers: without the random end that the edge gives them on the wire.
+    `others` are further releases that it holds.
     """
 
     broker: BrokerSettings
@@ -62,6 +63,7 @@ class FakeWorker:
     edge: EdgeKeys
     behaviour: Behaviour = answers
     name: str = "worker-1"
+    others: Sequence[Reader] = ()
     requests: list[str] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -111,13 +113,15 @@ class FakeWorker:
 
     def resume(self, request: OpenedRequest) -> AnswerMessage:
         """The spans of full depth for every window of a request."""
-        layers = self.reader.config.layers
+        held = {reader.digest: reader for reader in (self.reader, *self.others)}
+        reader = held.get(request.header.release, self.reader)
+        layers = reader.config.layers
         results = []
         for window in request.body.windows:
-            state = self._state_of(window)
-            batch = self.reader.engine.pack([state], [window.question_tokens])
-            batch = self.reader.run(batch, window.from_layer, layers)
-            (spans,) = self.reader.spans(batch, layers, [window.index])
+            state = self._state_of(window, reader)
+            batch = reader.engine.pack([state], [window.question_tokens])
+            batch = reader.run(batch, window.from_layer, layers)
+            (spans,) = reader.spans(batch, layers, [window.index])
             found = tuple(
                 SpanScore(span.start_token, span.end_token, span.start_logit, span.end_logit)
                 for span in spans.spans
@@ -125,12 +129,12 @@ class FakeWorker:
             results.append(WindowResult(window.index, layers, spans.null_score, found))
         return AnswerMessage(tuple(results), self.name, 0.0, 0.0)
 
-    def _state_of(self, window: RequestWindow) -> FloatArray:
+    def _state_of(self, window: RequestWindow, reader: Reader) -> FloatArray:
         tokens = window.length_tokens
         if window.codec != TOKENS:
-            return self.reader.codecs.decode(window.codec, window.from_layer, window.state, tokens)
-        ids = decode_tokens(window.state, tokens, self.reader.config.vocab_size)
-        engine = self.reader.engine
+            return reader.codecs.decode(window.codec, window.from_layer, window.state, tokens)
+        ids = decode_tokens(window.state, tokens, reader.config.vocab_size)
+        engine = reader.engine
         return engine.states(engine.embed([ids], [window.question_tokens]))[0]
 
     def _run(self) -> None:

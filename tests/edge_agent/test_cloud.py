@@ -14,6 +14,7 @@ import pytest
 
 from broker.run import RunningBroker, run_broker
 from broker.settings import BrokerSettings
+from edge_agent.audit_windows import provisional_of
 from edge_agent.cloud_messages import RequestSealer
 from edge_agent.errors import SettingsError
 from edge_agent.local_reading import LocalReading
@@ -405,14 +406,40 @@ def test_a_pool_of_two_releases_degrades_no_answer(
         assert old.requests
 
 
+@pytest.mark.parametrize("privacy", ["states-only", "allow-tokens"])
+def test_every_offloaded_window_names_what_the_device_would_have_answered(
+    privacy: str, mosquitto: RunningBroker, start_edge: StartEdge, reader: Reader, keys: Keys
+) -> None:
+    asked: list[OpenedRequest] = []
+
+    def listens(worker: FakeWorker, request: OpenedRequest, topic: str) -> None:
+        asked.append(request)
+        answers(worker, request, topic)
+
+    local = LocalReading(reader, edge_layers=2)
+    passage = f"{PASSAGE} " * 40
+    reading = local.read(Question("q", QUESTION, passage, 1, 10.0, 1_000.0))
+    with worker_at(mosquitto, reader, keys, listens):
+        codec = "auto" if privacy == "allow-tokens" else "fp32"
+        edge = cloud_edge(start_edge, mosquitto, offload={"privacy": privacy, "codec": codec})
+        edge.ask(context=passage)
+    (request,) = asked
+    assert not request.body.is_audit
+    assert len(request.body.windows) == len(reading.windows) > 1
+    for window in request.body.windows:
+        best = reading.provisional[window.index]
+        assert window.provisional == provisional_of(best, reader.settings)
+        assert window.provisional.layer == 2
+
+
 def test_the_wire_id_is_another_one_each_time_the_same_id_is_asked(
     keys: Keys, reader: Reader
 ) -> None:
-    sealer = RequestSealer(keys.edge, keys.pool.public, reader.digest)
+    sealer = RequestSealer(keys.edge, keys.pool.public)
     local = LocalReading(reader, edge_layers=2)
     question = Question("x" * 64, QUESTION, PASSAGE, 1, 10.0, 1_000.0)
     body = local.request(local.read(question), "fp32")
-    ids = {sealer.seal(question, body).wire_id for _ in range(3)}
+    ids = {sealer.seal(question, body, reader.digest).wire_id for _ in range(3)}
     assert len(ids) == 3
     assert all(len(wire_id) <= 64 and wire_id.startswith("x" * 51) for wire_id in ids)
 

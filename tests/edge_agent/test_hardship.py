@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from broker.exchange import Delivery
 from edge_agent import agent as agent_module
 from edge_agent import ending as ending_module
 from edge_agent import inference as inference_module
@@ -20,12 +19,10 @@ from edge_agent.agent import EdgeAgent
 from edge_agent.ending import Ending
 from edge_agent.errors import OutboxError
 from edge_agent.inference import InferenceThread, Job
-from edge_agent.intake import Intake
 from edge_agent.local_reading import WINDOWS_PER_BATCH, LocalReading
 from edge_agent.outbox import Outbox
 from edge_agent.path import MAX_GENERATIONS
 from edge_agent.questions import Question
-from reader.engines.engine import EngineChoice
 from reader.model import Reader
 from tests.edge_agent.conftest import LAYERS, PASSAGE, QUESTION, StartEdge, wait_until
 from tests.edge_agent.test_http import Gate
@@ -141,9 +138,7 @@ def test_a_second_outcome_of_an_unstored_question_is_late(tmp_path: Path) -> Non
     outbox = Outbox(tmp_path / "outbox.sqlite3")
     question = Question("q1", QUESTION, PASSAGE, 1, 1.0, 0.0)
     outbox.accept(question)
-    ending = Ending(
-        outbox, AnswerBoard(), EdgeMetrics(LAYERS, EngineChoice("torch", "fp32", 1)), lambda: 0.0
-    )
+    ending = Ending(outbox, AnswerBoard(), EdgeMetrics(), lambda: 0.0)
     outbox._connection.execute("PRAGMA query_only = ON")
     ending.conclude(question, Failure("q1", "first"))
     outbox._connection.execute("PRAGMA query_only = OFF")
@@ -290,36 +285,6 @@ def test_a_damaged_database_stays_a_problem(tmp_path: Path) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
     outbox.try_writing()
     assert outbox.fault is not None
-
-
-def test_a_session_that_fails_once_does_not_end_the_receiver(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("edge_agent.intake.RECEIVE_SECONDS", 0.01)
-    delivery = Delivery("elma/v1/ans/kitchen/q1", b"", epoch=1, mid=1)
-
-    class Faulty:
-        calls = 0
-
-        def receive(self, _timeout_seconds: float) -> Delivery | None:
-            self.calls += 1
-            if self.calls == 1:
-                raise RuntimeError("unforeseen")
-            return delivery if self.calls == 2 else None
-
-    intake: Intake[None] = Intake(Faulty())  # type: ignore[arg-type]
-    intake.start()
-    taken: list[Delivery] = []
-
-    def has_come() -> bool:
-        taken.extend(intake.collect(0.1).deliveries)
-        return bool(taken)
-
-    wait_until(has_come)
-    assert taken == [delivery]
-    assert intake.is_alive
-    intake.close()
-    intake.join(10.0)
 
 
 def test_a_stop_leaves_no_error_that_nobody_looked_at(

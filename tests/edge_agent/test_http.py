@@ -36,6 +36,7 @@ FIELDS = {
     "latency_ms",
     "bytes_sent",
     "model",
+    "release",
     "engine",
     "precision",
 }
@@ -81,7 +82,7 @@ def test_without_a_broker_the_device_gives_the_answer_of_full_depth(
     assert answer["exit_layer"] == LAYERS
     assert answer["bytes_sent"] == 0
     assert answer["model"] == f"{reader.name}@{reader.digest[:12]}"
-    choice = edge.agent.reader.engine.choice
+    choice = edge.agent.local.reader.engine.choice
     assert (answer["engine"], answer["precision"]) == (choice.name, choice.precision)
     assert edge.metric("elma_edge_questions_total", result="answered", resolved_by="edge") == 1
 
@@ -345,9 +346,10 @@ def test_health_and_documentation_need_nothing_from_elsewhere(
 ) -> None:
     health = shared_edge.get("/healthz").json()
     assert health["status"] == "ok"
+    assert health["releases"] is None
     assert health["model"] == {"name": reader.name, "digest": reader.digest}
     assert health["cloud"] is None
-    choice = shared_edge.agent.reader.engine.choice
+    choice = shared_edge.agent.local.reader.engine.choice
     assert health["engine"] == asdict(choice)
     document = shared_edge.get("/openapi.json").json()
     assert set(document["paths"]) == {
@@ -372,13 +374,13 @@ def test_an_agent_is_ready_once_it_has_read_its_first_words_and_until_it_stops(
     may_warm_up = threading.Event()
 
     def hold_back(agent: EdgeAgent) -> None:
-        warm_up = agent.local.warm_up
+        warm_up = agent.local.warm_up_in_steps
 
-        def held() -> None:
+        def held() -> Generator[None, None, None]:
             assert may_warm_up.wait(30.0)
-            warm_up()
+            yield from warm_up()
 
-        agent.local.warm_up = held  # type: ignore[method-assign]
+        agent.local.warm_up_in_steps = held  # type: ignore[assignment]
 
     edge = start_edge(before_start=hold_back)
     assert edge.get("/healthz").status_code == 200
@@ -397,7 +399,7 @@ def test_metrics_are_prometheus_text_with_our_prefix(shared_edge: Any) -> None:
     assert names
     assert all(name.startswith("elma_edge_") for name in names)
     assert any(line.startswith("elma_edge_exit_layer_bucket") for line in lines)
-    choice = shared_edge.agent.reader.engine.choice
+    choice = shared_edge.agent.local.reader.engine.choice
     info = f'elma_edge_engine_info{{engine="{choice.name}",precision="{choice.precision}"}} 1.0'
     assert info in lines
 

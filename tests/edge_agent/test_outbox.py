@@ -21,7 +21,8 @@ from edge_agent.questions import Failure, FinalAnswer, Question, RankedAnswer, d
 
 ASKED = Question("id-1", "who was it?", "a passage that nobody else has", 2, 10.0, 1_000.0)
 ANSWER = FinalAnswer(
-    "id-1", "nobody", 15, 21, 0.5, 0.1, 3, "cloud", False, 12.0, 400, "tiny@0", "torch", "fp32",
+    "id-1", "nobody", 15, 21, 0.5, 0.1, 3, "cloud", False, 12.0, 400, "tiny@0", "ab" * 32, "torch",
+    "fp32",
     (RankedAnswer("nobody", 15, 21, 0.5), RankedAnswer("", -1, -1, 0.1)),
 )  # fmt: skip
 
@@ -33,8 +34,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_an_answer_that_an_earlier_version_stored_is_still_read() -> None:
     stored = asdict(ANSWER)
-    del stored["engine"], stored["precision"]
-    assert decode_outcome(json.dumps(stored)) == replace(ANSWER, engine="", precision="")
+    del stored["release"], stored["engine"], stored["precision"]
+    earlier = replace(ANSWER, release="", engine="", precision="")
+    assert decode_outcome(json.dumps(stored)) == earlier
 
 
 def test_an_accepted_question_is_there_after_the_process_was_killed(path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from broker.settings import BrokerSettings
 from edge_agent.errors import SettingsError
 from edge_agent.settings import EdgeSettings, load_settings
+from releases.settings import FollowSettings
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "edge.toml"
 
@@ -59,19 +60,26 @@ def test_the_example_shows_every_setting_and_the_defaults_as_they_are() -> None:
     shown = EXAMPLE.read_text(encoding="utf-8")
     document = tomllib.loads(shown)
     defaults = EdgeSettings().model_dump(mode="json")
-    broker = BrokerSettings().model_dump(mode="json")
-    for name in [*dict(flatten({**defaults, "broker": broker}))]:
+    defaults["broker"] = BrokerSettings().model_dump(mode="json")
+    publisher = Path("publisher-public.json")
+    rules = FollowSettings(publisher_public_key_file=publisher)
+    defaults["releases"] = rules.model_dump(mode="json")
+    for name in dict(flatten(defaults)):
         assert f"{name.split('__')[-1]} = " in shown, name
     for name, value in flatten(document):
-        if name in {"name", "offload__edge_key_file", "offload__pool_public_key_file"}:
-            continue
-        assert dict(flatten({**defaults, "broker": broker}))[name] == value, name
+        if name != "name" and not name.endswith("key_file"):
+            assert dict(flatten(defaults))[name] == value, name
     assert load_settings(EXAMPLE).is_offloading
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
-    config = write(tmp_path, 'outbox = "state/outbox.sqlite3"\n')
-    assert load_settings(config).outbox == tmp_path / "state" / "outbox.sqlite3"
+    lines = EXAMPLE.read_text(encoding="utf-8").replace('"elma-edge.', '"state/outbox.')
+    settings = load_settings(write(tmp_path, lines))
+    assert settings.outbox == tmp_path / "state" / "outbox.sqlite3"
+    assert settings.audit.store_file == tmp_path / "elma-audit.sqlite3"
+    assert settings.releases is not None
+    assert settings.releases.folder == tmp_path / "elma-releases"
+    assert settings.releases.publisher_public_key_file.is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +94,10 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ("default_deadline_seconds = 100.0", "above max_deadline_seconds"),
         ("max_deadline_seconds = nan", "max_deadline_seconds"),
         ('name = "a b"', "name"),
+        ('model = "none"', r"set \[releases\]"),
+        ('[releases]\npublisher_public_key_file = "p"', r"set \[broker\]"),
+        ("[releases]\nwindow = 4", "publisher_public_key_file"),
+        ('[releases]\nquiet_hours = "22-6"', "quiet_hours"),
         ("name = ", "not valid TOML"),
     ],
 )

@@ -18,6 +18,7 @@ from elma.cli import app
 WITHOUT_JSON = {
     "edge run": "a service: it logs, and prints no result",
     "worker run": "a service: it logs, and prints no result",
+    "rollout run": "a service: it logs, and prints no result",
 }
 
 

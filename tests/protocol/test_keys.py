@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from protocol.errors import KeyFileError, MalformedMessage, SealingError, UnknownEdge, UnknownKeyId
+from protocol.key_documents import MAX_FILE_BYTES
 from protocol.key_files import (
-    MAX_FILE_BYTES,
     EdgeFolder,
     PoolKeyFile,
     describe_key_file,

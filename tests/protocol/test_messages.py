@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -31,6 +32,7 @@ from protocol.messages import (
     ErrorMessage,
     Message,
     Presence,
+    Provisional,
     RequestWindow,
     ResumeRequest,
     SpanScore,
@@ -53,6 +55,7 @@ WINDOW = RequestWindow(0, 3, 200, 12, "fp16", b"state")
 SPAN = SpanScore(13, 15, 4.5, -0.25)
 EVERY_MESSAGE: list[Message] = [
     ResumeRequest((WINDOW, RequestWindow(7, 0, 1, 1, "a", b"x" * 999)), 20),
+    ResumeRequest((replace(WINDOW, provisional=Provisional(3, 13, 15)),), 5, is_audit=True),
     Accepted(2.5, "w-1"),
     Busy(0.0, "w-1"),
     AnswerMessage((WindowResult(0, 12, -1.5, (SPAN,)), WindowResult(3, 7, 0.0, ())), "w", 0.1, 2),

@@ -20,11 +20,17 @@ from protocol.topics import (
     ModelStateTopic,
     PresenceTopic,
     RequestTopic,
+    RolloutTopic,
     Topic,
+    WorkerReleasesTopic,
     answer_subscription,
+    manifest_subscription,
+    model_state_subscription,
     new_request_id,
     parse_topic,
     presence_subscription,
+    rollout_subscription,
+    worker_releases_subscription,
     worker_subscription,
 )
 
@@ -33,6 +39,8 @@ EVERY_TOPIC: list[tuple[Topic, str]] = [
     (AnswerTopic("kitchen", "r1"), "elma/v1/ans/kitchen/r1"),
     (CancelTopic("kitchen", "r1"), "elma/v1/cancel/kitchen/r1"),
     (ManifestTopic("stable"), "elma/v1/model/stable/manifest"),
+    (RolloutTopic("stable"), "elma/v1/model/stable/rollout"),
+    (WorkerReleasesTopic("worker-1"), "elma/v1/state/worker-1/releases"),
     (BlobTopic("ab" * 32, 17), f"elma/v1/blob/{'ab' * 32}/17"),
     (ModelStateTopic("kitchen"), "elma/v1/state/kitchen/model"),
     (PresenceTopic("worker", "w-1"), "elma/v1/presence/worker/w-1"),
@@ -62,6 +70,10 @@ def test_no_name_smuggles_a_level_or_a_wildcard_in(name: str) -> None:
         worker_subscription(name)
     with pytest.raises(TopicError):
         answer_subscription(name)
+    with pytest.raises(TopicError):
+        manifest_subscription(name)
+    with pytest.raises(TopicError):
+        rollout_subscription(name)
     with pytest.raises(TopicError):
         parse_topic(f"elma/v1/ans/{name}/r1")
 
@@ -105,6 +117,10 @@ def test_subscriptions_are_spelt_as_the_brokers_rules_expect() -> None:
     assert worker_subscription("normal") == "$share/workers/elma/v1/req/normal/+/+"
     assert answer_subscription("kitchen") == "elma/v1/ans/kitchen/+"
     assert presence_subscription("worker") == "elma/v1/presence/worker/+"
+    assert manifest_subscription("stable") == "elma/v1/model/stable/manifest"
+    assert rollout_subscription("stable") == "elma/v1/model/stable/rollout"
+    assert model_state_subscription() == "elma/v1/state/+/model"
+    assert worker_releases_subscription() == "elma/v1/state/+/releases"
 
 
 def test_request_ids_are_fresh_and_fit_a_topic() -> None:

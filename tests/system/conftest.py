@@ -122,8 +122,13 @@ class Plant:
         for name in names:
             self.workers[name].wait_ready()
 
-    def edge(self, name: str, port: int, **offload: Any) -> EdgeProcess:
-        """Start an edge, with the keys and the outbox that it had before, if it had any."""
+    def edge(
+        self, name: str, port: int, *, releases: dict[str, Any] | None = None, **offload: Any
+    ) -> EdgeProcess:
+        """Start an edge, with the keys and the outbox that it had before, if it had any.
+
+        `releases` makes it follow a channel.
+        """
         folder = self.cloud.folder / name
         if name not in self.cloud.keys:
             folder.mkdir()
@@ -147,6 +152,7 @@ class Plant:
                     "codec": "fp32",  # answers are compared with those of one machine
                     **offload,
                 },
+                **({} if releases is None else {"releases": releases}),
             },
         )
         process = EdgeProcess(name, folder / "edge.toml", self.cloud.next_log(name), port)

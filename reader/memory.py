@@ -51,6 +51,15 @@ def resident_bytes() -> int | None:
     return None
 
 
+def free_bytes() -> int | None:
+    """What the system can still give; None where it does not tell."""
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(each for each in lines if each.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    return None
+
+
 def _c_library() -> Any:
     """The C library that this process already uses."""
     return ctypes.CDLL(None)

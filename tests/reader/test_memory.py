@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edge_agent import agent as agent_module
-from edge_agent.memory import give_back, keep_small, resident_bytes
+from reader.memory import give_back, keep_small, resident_bytes
 from tests.edge_agent.conftest import StartEdge, wait_until
 
 KNOWS_GLIBC = sys.platform == "linux" and keep_small()
@@ -17,7 +17,7 @@ KNOWS_GLIBC = sys.platform == "linux" and keep_small()
 @pytest.mark.skipif(not KNOWS_GLIBC, reason="this C library has no mallopt")
 def test_what_was_freed_goes_back_to_the_system() -> None:
     source = (
-        "from edge_agent.memory import give_back, keep_small, resident_bytes\n"
+        "from reader.memory import give_back, keep_small, resident_bytes\n"
         "assert keep_small()\n"
         # Small pieces, so that they lie in the heap; the last one keeps its end in use.
         "pieces = [bytes(1000) for _ in range(100_000)]\n"
@@ -34,7 +34,7 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
 
 
 def test_a_system_without_these_calls_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.memory._c_library", object)
+    monkeypatch.setattr("reader.memory._c_library", object)
     assert not keep_small()
     assert not give_back()
 
@@ -57,5 +57,5 @@ def test_an_agent_gives_back_once_after_its_questions(
     assert given
     count = len(given)
     for _ in range(3):
-        edge.agent._give_back_memory()  # nothing was asked in between
+        edge.agent._rest()  # nothing was asked in between
     assert len(given) == count

@@ -1,0 +1,68 @@
+"""`elma rollout run` as a process: connect, watch, until SIGTERM.
+
+Input: `PublisherSettings`. Output: exit status 0 after a signal. Neighbours: `watching` does the
+work; `line` is the connection, with presence `publisher/{name}`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from broker.log import SafeLog
+from protocol.key_files import load_publisher_public, load_publisher_secret
+from publisher.errors import PublisherSettingsError
+from publisher.line import Line
+from publisher.metrics import PublisherMetrics
+from publisher.settings import PublisherSettings
+from publisher.store import PublisherStore
+from publisher.watching import Watcher
+
+_log = SafeLog("elma.publisher")
+
+
+def run_service(settings: PublisherSettings, stop: threading.Event | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until `stop`, where one is given, is set.
+
+    Raises PublisherSettingsError, PublisherStoreError, KeyFileError or BrokerSettingsError before
+    it serves; what fails afterwards is logged and tried again.
+    """
+    stopping = stop or threading.Event()
+    if stop is None:
+        _stop_on_signals(stopping)
+    trust = load_publisher_public(settings.publisher_public_key_file)
+    key = load_publisher_secret(settings.key_file) if settings.key_file else None
+    store, metrics = PublisherStore(settings.store), PublisherMetrics()
+    if settings.http.port is not None:
+        try:
+            port = metrics.serve(settings.http.host, settings.http.port)
+        except OSError as error:
+            raise PublisherSettingsError(
+                f"metrics cannot be served at {settings.http.host}:{settings.http.port}: {error}; "
+                "choose another --port"
+            ) from error
+        _log.info("metrics_served", url=f"http://{settings.http.host}:{port}/metrics")
+    line = Line(settings.broker, settings.channel, name=settings.name)
+    watcher = Watcher(settings, store, trust, line, metrics, key=key, stop=stopping)
+    with line:
+        _log.info(
+            "rollout_service_started",
+            channel=settings.channel,
+            broker=settings.broker.address,
+            stages=list(settings.rollout.stages),
+            hold_seconds=settings.rollout.hold_seconds,
+            renews=key is not None,
+        )
+        while not stopping.is_set():
+            watcher.step()
+            stopping.wait(settings.rollout.check_seconds if line.is_complete else 0.2)
+    _log.info("rollout_service_stopped", channel=settings.channel)
+
+
+def _stop_on_signals(stopping: threading.Event) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)

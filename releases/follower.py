@@ -1,0 +1,393 @@
+"""Follows a channel: hears of releases, has them fetched and verified, hands them over, remembers.
+
+In: deliveries of the manifest, rollout and blob topics; what the device was enrolled with. Out: a
+`Candidate` for `adopt`, `Progress` for `report`, and a store that says what is in use. Used by edge
+and worker alike. Neighbours: `offers` decides what to take, `installing` brings it, `store` keeps
+it, `reporting` tells.
+
+One thread, "elma-releases", does all work; everything else only hands over and wakes it. An
+order of steps that a death at any point cannot harm:
+
+    fetch, assemble, rename into place     adopt     state.json     trust.json
+
+Before `adopt` has returned the old release answers; what was begun is met again after a start.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from broker.errors import BrokerError
+from broker.exchange import Delivery, Subscription
+from broker.log import SafeLog
+from protocol.errors import ProtocolError, TopicError
+from protocol.key_files import load_publisher_public
+from protocol.topics import (
+    BlobTopic,
+    ManifestTopic,
+    RolloutTopic,
+    manifest_subscription,
+    parse_topic,
+    rollout_subscription,
+)
+from releases.errors import (
+    FetchFailed,
+    FetchInterrupted,
+    NotEnoughSpace,
+    ProofTimedOut,
+    ReleaseError,
+    ReleaseRejected,
+)
+from releases.fetching import ChunkFetcher, FetchRules
+from releases.installing import Installer
+from releases.mqtt_transport import Link, MqttTransport
+from releases.offers import Offer, Offers, Target
+from releases.pacing import Pacer
+from releases.progress import Candidate, Progress
+from releases.reporting import Reporter
+from releases.settings import FollowSettings
+from releases.store import ReleaseStore
+
+__all__ = ["Candidate", "Link", "Progress", "ReleaseFollower"]
+
+INBOX_BOUND = 32
+REJECTED_REMEMBERED = 64
+IDLE_SECONDS = 30.0
+SUBSCRIBE_AGAIN_SECONDS = 5.0
+STOP_SECONDS = 30.0
+RETRY_SECONDS = (5.0, 600.0)
+FULL_DISK_RETRY_SECONDS = 60.0
+_log = SafeLog("elma.releases")
+_OURS = ("elma/v1/model/", "elma/v1/blob/")
+
+
+class ReleaseFollower:
+    """Keeps a store at what its channel offers. `start` and `stop` once each.
+
+    `name`: whose share of a rollout counts. `waits_for_order`: take nothing before a rollout order
+    (devices). `keeps_previous`: want the release before the offered one too, and remove none
+    (workers: whoever uses the store removes). `known_folders`: model folders beside the store whose
+    tensors need not be fetched. `adopt`: prove a candidate and take it into use; returns when it
+    is, raises ReleaseRejected to refuse it for good; called on the follower's thread. `report`:
+    told every change; quick. `is_busy`: questions wait for the cloud, leave them the link.
+    `on_fetched`: hears the bytes of each chunk that came. `retry_seconds`: first and longest wait
+    after a failure.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        store: ReleaseStore,
+        settings: FollowSettings,
+        publisher_file: Path,
+        *,
+        name: str,
+        waits_for_order: bool,
+        keeps_previous: bool,
+        known_folders: Sequence[Path] = (),
+        adopt: Callable[[Candidate], None],
+        report: Callable[[Progress], None],
+        is_busy: Callable[[], bool] = lambda: False,
+        on_fetched: Callable[[int], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        fetch_rules: FetchRules | None = None,
+        retry_seconds: tuple[float, float] = RETRY_SECONDS,
+        free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+        generator: random.Random | None = None,
+    ) -> None:
+        """Raises KeyFileError for a publisher file that cannot be used."""
+        self._link, self._store, self._settings = link, store, settings
+        self._adopt = adopt
+        self._keeps_previous = keeps_previous
+        self._clock, self._wall_clock = clock, wall_clock
+        self._retry_seconds = retry_seconds
+        self._generator = generator or random.Random()  # noqa: S311 - jitter, not a secret
+        self._offers = Offers(
+            store,
+            load_publisher_public(publisher_file),
+            settings.channel,
+            name=name,
+            waits_for_order=waits_for_order,
+            keeps_previous=keeps_previous,
+            wall_clock=wall_clock,
+        )
+        self._mqtt = MqttTransport(link)
+        fetcher = ChunkFetcher(
+            store.downloads,
+            Pacer(
+                settings.max_bytes_per_second,
+                settings.quiet_hours,
+                clock=clock,
+                wall_clock=wall_clock,
+            ),
+            fetch_rules or FetchRules(window=settings.window),
+            is_busy=is_busy,
+            is_interrupted=self._is_interrupted,
+            on_fetched=on_fetched,
+            clock=clock,
+        )
+        self._installer = Installer(
+            store,
+            settings,
+            known_folders,
+            self._mqtt,
+            fetcher,
+            free_bytes=free_bytes,
+            clock=clock,
+        )
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._inbox: deque[tuple[Literal["manifest", "rollout"], bytes]] = deque(maxlen=INBOX_BOUND)
+        self._subscribe_at: float | None = None
+        self._target: Target | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+        self._rejected: deque[int] = deque(maxlen=REJECTED_REMEMBERED)
+        self._is_working = False
+        self._reporter = Reporter(store, report, clock)
+        self._thread = threading.Thread(target=self._run, name="elma-releases", daemon=True)
+
+    # -- from any thread -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to follow; returns at once."""
+        if self._link.is_connected:
+            self._subscribe_at = 0.0
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop within `STOP_SECONDS`; a fetch is left as it is and goes on after the next start."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(STOP_SECONDS)
+
+    def connection_changed(self, is_connected: bool) -> None:
+        """The link is connected anew, or not any more. Quick."""
+        if is_connected:
+            self._mqtt.reconnected()
+            self._subscribe_at = 0.0
+            self._wake.set()
+
+    def subscription_refused(self, topic_filter: str) -> None:
+        """The broker denied a subscription; for `Session.on_subscription_refused`. Quick."""
+        self._mqtt.refused(topic_filter)
+        if topic_filter.startswith(_OURS[0]):
+            _log.error("release_subscription_refused", topic=topic_filter)
+
+    def take(self, delivery: Delivery) -> bool:
+        """Take in a delivery and acknowledge it; False if it is none of ours. Quick."""
+        if not delivery.topic.startswith(_OURS):
+            return False
+        try:
+            topic = parse_topic(delivery.topic)
+        except TopicError:
+            return False
+        self._link.acknowledge(delivery)
+        if isinstance(topic, BlobTopic):
+            self._mqtt.offer(topic, delivery.payload)
+        elif (
+            isinstance(topic, ManifestTopic | RolloutTopic)
+            and topic.channel == self._settings.channel
+            and delivery.payload
+        ):
+            is_manifest = isinstance(topic, ManifestTopic)
+            self._inbox.append(("manifest" if is_manifest else "rollout", delivery.payload))
+            self._wake.set()
+        return True
+
+    def progress(self) -> Progress:
+        """What was reported last."""
+        return self._reporter.progress
+
+    def health(self) -> dict[str, Any]:
+        """For /healthz: what answers, what is being done, and whether the channel went silent."""
+        progress, order = self._reporter.progress, self._offers.order
+        expires = progress.manifest_expires
+        return {
+            "channel": self._settings.channel,
+            "is_running": self._thread.is_alive(),
+            **{name: value for name, value in vars(progress).items() if value not in (None, "")},
+            "manifest_expired": expires is not None and expires <= self._wall_clock(),
+            "rollout_share": None if order is None else order.share,
+            "rollout_paused": None if order is None else order.paused,
+            "refused": [vars(one) for one in self._store.state.refused[-3:]],
+        }
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._reporter.idle()
+        while not self._stopping.is_set():
+            try:
+                self._wake.wait(self._pause_seconds())
+                self._wake.clear()
+                self._tend()
+                self._work()
+            except FetchInterrupted:
+                self._wake.set()  # something newer came; look again
+            except Exception:
+                _log.exception("release_follower_failed")
+                self._back_off(self._retry_seconds[1])
+        self._mqtt.close()
+
+    def _pause_seconds(self) -> float:
+        """Until there may be something to do, when nothing wakes us."""
+        times = [IDLE_SECONDS]
+        if self._offers.target() is not None:
+            times.append(self._retry_at - self._clock())
+        if self._subscribe_at is not None:
+            times.append(self._subscribe_at - self._clock())
+        return max(0.0, min(times))
+
+    def _tend(self) -> None:
+        """Subscribe where that is due, and take in what has come."""
+        if self._subscribe_at is not None and self._clock() >= self._subscribe_at:
+            self._subscribe()
+        while self._inbox:
+            kind, payload = self._inbox.popleft()
+            if kind == "rollout":
+                self._offers.hear_order(payload)
+            else:
+                self._hear_manifest(payload)
+
+    def _subscribe(self) -> None:
+        # Before, not after: a connection that comes meanwhile asks for it again.
+        self._subscribe_at = None
+        channel = self._settings.channel
+        try:
+            for topic in (manifest_subscription(channel), rollout_subscription(channel)):
+                self._link.subscribe(Subscription(topic))
+            self._retry_at = 0.0  # what failed for want of a connection need not wait longer
+        except BrokerError as error:
+            _log.info("release_not_subscribed", why=str(error))
+            if self._link.is_connected:
+                self._subscribe_at = self._clock() + SUBSCRIBE_AGAIN_SECONDS
+
+    def _hear_manifest(self, payload: bytes) -> None:
+        """Believe it, or say why not; either way what is in use stays."""
+        try:
+            self._offers.hear_manifest(payload)
+        except ReleaseError as error:
+            mark = hash(payload)
+            if mark not in self._rejected:
+                self._rejected.append(mark)
+                _log.warning("release_manifest_refused", reason=error.reason_code, why=str(error))
+                if not self._is_working:
+                    self._reporter.failed(error)
+
+    def _is_interrupted(self) -> bool:
+        """Asked often during a fetch: is what is being fetched still what is wanted?"""
+        if self._stopping.is_set():
+            return True
+        self._tend()
+        now, wanted = self._offers.target(), self._target
+        if wanted is not None and wanted.kind == "previous" and now is not None:
+            return now.offer != wanted.offer  # installed, it is not lacking, and yet to be adopted
+        return now != wanted
+
+    def _work(self) -> None:
+        """Do what is to be done now, if anything."""
+        target = self._offers.target()
+        if target is None:
+            if self._reporter.progress.state in ("downloading", "verified"):  # paused or withdrawn
+                self._reporter.idle()
+            return
+        if target != self._target:
+            self._target, self._failures, self._retry_at = target, 0, 0.0
+        if self._clock() < self._retry_at:
+            return
+        self._is_working = True
+        try:
+            self._do(target)
+            self._failures = 0
+        except FetchInterrupted:
+            raise
+        except ReleaseRejected as error:
+            self._refuse(target, error)
+        except (ReleaseError, OSError, ProtocolError) as error:
+            self._try_later(target, error)
+        finally:
+            self._is_working = False
+
+    def _do(self, target: Target) -> None:
+        offer = target.offer
+        if target.kind == "previous":
+            offer = self._fetch_previous(offer)
+        manifest = offer.manifest
+        if target.kind != "refresh":
+            self._reporter.downloading(manifest)
+        folder = self._installer.install(
+            manifest, lambda done, total: self._reporter.fetched(manifest, done, total)
+        )
+        if target.kind != "refresh":
+            if self._is_interrupted():
+                raise FetchInterrupted("something newer came, or the release was withdrawn")
+            self._reporter.verified(manifest)
+            self._store.begin_trial(manifest.release, manifest.version)
+            try:
+                self._adopt(Candidate(manifest, folder))
+            except ProofTimedOut:
+                raise  # stands in the store as a death does: what hangs is given up in the end
+            except BaseException:
+                self._store.end_trial()
+                raise
+        self._store.commit(manifest.release, manifest.version, manifest.expires)
+        self._store.save_trust(self._store.trust.with_used(offer.signed, manifest))
+        _log.info("release_active", release=manifest.release, version=manifest.version)
+        self._store.downloads.keep_only(())
+        if not self._keeps_previous:
+            self._store.collect()
+        self._reporter.idle()
+
+    def _fetch_previous(self, offer: Offer) -> Offer:
+        """The offer of the release before; it was named by hash in a manifest that is fresh."""
+        manifest = offer.manifest
+        assert manifest.previous is not None  # noqa: S101 - or it would be no target
+        content = self._installer.fetch_blob(manifest.previous.manifest, manifest.urls)
+        return self._offers.check_previous(content, manifest)
+
+    # -- failures --------------------------------------------------------------------------
+
+    def _refuse(self, target: Target, error: ReleaseRejected) -> None:
+        """Never again this version; what answers, goes on."""
+        manifest = target.offer.manifest
+        if target.kind == "previous":
+            self._offers.give_up_previous(manifest)
+            if manifest.previous is not None:
+                self._store.refuse(manifest.previous.release, manifest.previous.version, str(error))
+        elif target.kind == "take":
+            self._store.refuse(manifest.release, manifest.version, str(error))
+            self._store.downloads.keep_only(())
+            if self._store.installed(manifest.release) and not self._keeps_previous:
+                self._store.collect()
+        else:
+            self._back_off(self._retry_seconds[1])
+        _log.error(
+            "release_refused", release=manifest.release, reason=error.reason_code, why=str(error)
+        )
+        self._reporter.failed(error, target)
+
+    def _try_later(self, target: Target, error: Exception) -> None:
+        """It may work later: longer and longer waits, each drawn at random around its mean."""
+        if target.kind == "previous" and self._keeps_previous and isinstance(error, FetchFailed):
+            self._offers.give_up_previous(target.offer.manifest)
+        first, longest = self._retry_seconds
+        if isinstance(error, NotEnoughSpace):
+            longest = min(longest, FULL_DISK_RETRY_SECONDS)
+        seconds = min(longest, first * 2 ** min(self._failures, 20))
+        self._failures += 1
+        self._back_off(seconds * self._generator.uniform(0.5, 1.5))
+        _log.warning("release_failed", release=target.offer.manifest.release, why=str(error))
+        self._reporter.failed(error, target)
+
+    def _back_off(self, seconds: float) -> None:
+        self._retry_at = self._clock() + seconds
