@@ -4,18 +4,20 @@
 #   make test     all tests (ARGS="-k lease" and the like go to pytest)
 #   make test-device  installs the wheel without torch in a fresh environment and asks it (network)
 #   make campaign     50 cuts in transfers of releases (minutes; .ci/run runs ten)
+#   make deb          Debian packages of device and worker (large; network)
 #   make check    format, lint, types and tests: what must pass before a commit
 
 TORCH_VERSION ?= 2.13.0
 PYTHON ?=
 ARGS ?=
+JOBS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := reader protocol broker releases edge_agent cloud_worker publisher elma
-SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks)
+SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks deploy)
 
-.PHONY: help environment demo test test-device campaign check format format-check lint types clean
+.PHONY: help environment demo test test-device campaign deb check format format-check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,13 +28,17 @@ environment: $(READY)  ## make .venv with everything in it
 demo: $(READY)  ## broker, worker and edge as real processes, questions asked
 	@$(BIN)/elma demo $(ARGS)
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## all tests, files side by side (JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-device: $(READY)  ## the wheel in a fresh environment without torch; needs the package index
 	$(BIN)/python -m pytest -m device $(ARGS)
 
 CUTS ?= 50
+ROLES ?= edge worker
+
+deb: $(READY)  ## Debian packages of device and worker in dist/; ROLES="edge worker"
+	$(BIN)/python deploy/debian/build_packages.py $(ROLES) --out dist
 
 campaign: $(READY)  ## transfers of a release, cut at random; CUTS=50
 	$(BIN)/python -m benchmarks.release_cuts --cuts $(CUTS) --json

@@ -33,7 +33,7 @@ CHANNEL = "stable"
 PACKAGES = ("reader", "protocol", "broker", "releases", "edge_agent", "elma")
 WAIT_SECONDS = 180.0
 COMMAND_SECONDS = 600.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 
 
 class Edge:
@@ -42,6 +42,7 @@ class Edge:
     def __init__(self, name: str, folder: Path, port: int, program: Path) -> None:
         self.name, self.folder, self._program = name, folder, program
         self.url = f"http://{LOOPBACK}:{port}"
+        self._client = httpx.Client(base_url=self.url, timeout=90.0)
         self.child: Child | None = None
         self._lives = 0
 
@@ -77,7 +78,7 @@ class Edge:
     def health(self) -> dict[str, Any]:
         """Its `/healthz`; empty while nobody listens."""
         try:
-            document: dict[str, Any] = httpx.get(f"{self.url}/healthz", timeout=10.0).json()
+            document: dict[str, Any] = self._client.get("/healthz").json()
         except httpx.TransportError:
             return {}
         return document
@@ -85,7 +86,7 @@ class Edge:
     def metrics(self) -> dict[str, float]:
         """Its samples by name and labels as they stand in the text; empty while nobody listens."""
         try:
-            text = httpx.get(f"{self.url}/metrics", timeout=10.0).text
+            text = self._client.get("/metrics").text
         except httpx.TransportError:
             return {}
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
@@ -93,7 +94,7 @@ class Edge:
 
     def ask(self, body: Mapping[str, Any]) -> httpx.Response:
         """POST /v1/answer."""
-        return httpx.post(f"{self.url}/v1/answer", json=dict(body), timeout=90.0)
+        return self._client.post("/v1/answer", json=dict(body))
 
     @property
     def release(self) -> str | None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from broker.certificate_expiry import certificate_expiry
 from broker.errors import BrokerSettingsError
+from protocol.credentials import excess_access
 from protocol.wire import MAX_MESSAGE_BYTES
 
 PACKET_OVERHEAD_BYTES = 64 * 1024
@@ -63,6 +65,15 @@ class BrokerSettings(BaseModel):
     def address(self) -> str:
         """`host:port`, for messages and logs."""
         return f"{self.host}:{self.port}"
+
+    def certificate_expires(self) -> float:
+        """When our certificate, as it lies there now, expires, in unix seconds; 0 without one."""
+        if self.tls_certificate_file is None:
+            return 0.0
+        try:
+            return certificate_expiry(self.tls_certificate_file)
+        except (OSError, ValueError):
+            return 0.0  # what is wrong with it, the connection says
 
     def password(self) -> str | None:
         """The password in `password_file`, without its line end; None where there is no file."""
@@ -120,5 +131,5 @@ def _must_exist(setting: str, path: Path) -> None:
 
 def _must_be_private(setting: str, path: Path) -> None:
     """Refuse a secret file that others may read. Raises OSError for one that is not there."""
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+    if excess_access(path, stat.S_IMODE(path.stat().st_mode)):
         raise BrokerSettingsError(f"{setting} {path} is open to other users; run: chmod 600 {path}")

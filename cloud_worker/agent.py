@@ -25,6 +25,7 @@ from typing import Any
 
 from broker.exchange import Publication, Subscription
 from broker.log import SafeLog
+from broker.notify import ServiceManager
 from broker.session import Session
 from cloud_worker.agreement import AgreementCounter
 from cloud_worker.errors import PartDied, describe_fault
@@ -239,6 +240,7 @@ class Worker:
         metrics.releases_loaded.set_function(lambda: len(self._releases.loaded()))
         metrics.releases_in_memory.set_function(lambda: len(self._releases.in_memory()))
         metrics.show_releases(self._releases.digests())
+        metrics.certificate_expires.set_function(self.settings.broker.certificate_expires)
         metrics.draining.set_function(lambda: float(self.intake.is_draining))
 
 
@@ -273,7 +275,10 @@ def run_worker(settings: WorkerSettings) -> None:
             engines=releases.engines(),
             pool_keys=list(pool_keys.keys().ids),
         )
-        _wait_until_told(stopping, worker)
+        manager = ServiceManager()
+        manager.ready()
+        _wait_until_told(stopping, worker, manager)
+        manager.stopping()
         _log.info("worker_draining", requests=len(worker.queue))
         is_drained = worker.drain(hurrying)
         worker.stop()
@@ -282,8 +287,11 @@ def run_worker(settings: WorkerSettings) -> None:
         server.stop()
 
 
-def _wait_until_told(stopping: threading.Event, worker: Worker) -> None:
-    """Return when the process is told to stop; leave the broker and raise when a part dies."""
+def _wait_until_told(stopping: threading.Event, worker: Worker, manager: ServiceManager) -> None:
+    """Return when the process is told to stop; leave the broker and raise when a part dies.
+
+    A part that lives and is stuck cannot be ended from here: the service manager hears of it.
+    """
     while not stopping.wait(WATCH_SECONDS):
         dead = worker.dead_parts()
         if dead:
@@ -293,6 +301,7 @@ def _wait_until_told(stopping: threading.Event, worker: Worker) -> None:
                 f"worker {worker.settings.name}: the thread of {', '.join(dead)} ended; the worker "
                 "has left the broker, start it again (the log above says what failed)"
             )
+        manager.feed(worker.health()["is_alive"])
 
 
 def _watched(file: PoolKeyFile) -> Callable[[], PoolKeys]:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 OUTCOMES = (
     "answered",
@@ -22,6 +29,7 @@ OUTCOMES = (
     "conflicting",
     "refused",
     "forged",
+    "unknown_edge",
     "malformed",
 )
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -94,10 +102,15 @@ class WorkerMetrics:
         self.queue_requests = gauge("queue_requests", "Accepted, not yet answered.")
         self.queue_windows = gauge("queue_windows", "Windows that wait for their next layer.")
         self.broker_connected = gauge("broker_connected", "1 while the session is up.")
+        self.certificate_expires = gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate for the broker expires, unix time; 0 without one.",
+        )
         self.deliveries_dropped = gauge(
             "deliveries_dropped", "Deliveries so far that found no place to wait to be opened."
         )
         self.draining = gauge("draining", "1 once the worker accepts no more requests.")
+        ProcessCollector(namespace="elma_worker", registry=self.registry)
 
     def show_releases(self, loaded: Collection[str]) -> None:
         """Name exactly the loaded releases, by the first digits of their digests."""

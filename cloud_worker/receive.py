@@ -39,6 +39,7 @@ from protocol.errors import (
     ExpiredRequest,
     MalformedMessage,
     ProtocolError,
+    UnknownEdge,
 )
 from protocol.keys import EdgeDirectory, PoolKeys
 from protocol.messages import RequestWindow
@@ -202,6 +203,8 @@ class Intake:
             self._refuse_expired(delivery, topic, str(error))
         except ProtocolError as error:
             outcome = "malformed" if isinstance(error, MalformedMessage) else "forged"
+            if isinstance(error, UnknownEdge):  # most likely enrolled, and its key not yet here
+                outcome = "unknown_edge"
             self._bury(delivery, topic, outcome, error)
         return None
 

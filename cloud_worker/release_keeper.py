@@ -42,7 +42,13 @@ from protocol.topics import ModelStateTopic, parse_topic
 from reader.errors import ReaderError
 from reader.model import Reader
 from reader.weights import resolve_model_folder
-from releases.errors import CannotLoad, NotEnoughSpace, ReleaseError
+from releases.errors import (
+    CannotLoad,
+    NotEnoughSpace,
+    ProofStarved,
+    ReleaseError,
+    ReleaseRejected,
+)
 from releases.follower import Candidate, Progress, ReleaseFollower
 from releases.proving import Computing, check_in_child
 from releases.store import ReleaseStore
@@ -54,6 +60,8 @@ CATCH_UP_SECONDS = 30.0
 """For so long after its start a worker without the channel's release may yet get any release."""
 STOP_SECONDS = 10.0
 FAILURES_KEPT = 64
+LOAD_AGAIN_SECONDS = (60.0, 3600.0)
+"""First and longest wait before what the disk has, and could not be loaded, is tried again."""
 
 _log = SafeLog("elma.worker")
 
@@ -87,6 +95,7 @@ class ReleaseKeeper:
             session, settings.name, agreement.snapshot, clock=clock, wall_clock=wall_clock
         )
         self._to_load = [one for one in store.releases() if self._is_worth_loading(one)]
+        self._load_at, self._load_pause = clock(), LOAD_AGAIN_SECONDS[0]
         self._failures: dict[str, str] = {}
         self._progress = Progress("init")
         self._began = self._worked_since = clock()
@@ -157,7 +166,7 @@ class ReleaseKeeper:
         Called for every request that names an unknown release.
         """
         progress = self._progress
-        if release in self._to_load:
+        if release in self._to_load and release not in self._failures:
             return True
         if progress.state in ("active", "failed"):
             return False
@@ -205,7 +214,14 @@ class ReleaseKeeper:
     # -- loading, on either thread ---------------------------------------------------------
 
     def _load(self, folder: Path, release: str, version: int | None) -> None:
-        """Prove a release and load it beside the others. Raises ReleaseError."""
+        """Prove a release and load it beside the others, if there is a place for it.
+
+        Raises ReleaseError.
+        """
+        try:
+            self._releases.check_place(release, self._releases.digests() - self._needed())
+        except TooManyReleases as error:
+            raise NotEnoughSpace(str(error)) from error
         give_way()
         report = check_in_child(
             folder,
@@ -216,8 +232,10 @@ class ReleaseKeeper:
         with self._loading:
             try:
                 reader = load_installed(self._settings, folder, release, version)
-            except (ReaderError, MemoryError) as error:
+            except ReaderError as error:
                 raise CannotLoad(f"it cannot be loaded here: {error}") from error
+            except MemoryError as error:
+                raise ProofStarved("there is no memory to load it beside the others") from error
             self._add(reader)
         self._metrics.release_loads.inc()
         _log.info("release_loaded", release=release, releases=self._releases.names())
@@ -249,24 +267,37 @@ class ReleaseKeeper:
     def _load_from_disk(self) -> None:
         """What was here before the worker was started again, one each time.
 
-        Proved like new ones: the last life may have ended between installing and proving.
+        Proved like new ones: the last life may have ended between installing and proving. What
+        fails for want of time, memory or place is tried again later, after the others.
         """
-        if not self._to_load:
+        if not self._to_load or self._clock() < self._load_at:
             return
-        release = self._to_load[0]
+        release, *left = self._to_load
         state = self._store.state
         version = state.last_good_version if release == state.last_good else None
         try:
-            if release not in self._releases.digests():
+            if release not in self._releases.digests() and self._store.sound(release) is not None:
                 self._load(self._store.path_of(release), release, version)
+            self._failures.pop(release, None)
+            self._load_pause = LOAD_AGAIN_SECONDS[0]
+        except ReleaseRejected as error:
+            self._note_not_loaded(release, error)
         except ReleaseError as error:
-            self._metrics.release_failures.labels(error.reason_code).inc()
-            self._failures[release] = str(error)
-            _log.error("release_not_loaded", release=release, reason=str(error))
+            self._note_not_loaded(release, error)
+            self._load_at = self._clock() + self._load_pause
+            self._load_pause = min(2 * self._load_pause, LOAD_AGAIN_SECONDS[1])
+            is_young = self._clock() - self._began < self._rules.idle_seconds
+            if is_young or release in self._needed():
+                left.append(release)
         finally:
-            self._to_load = self._to_load[1:]
+            self._to_load = left
         if self._to_load:
             self._wake.set()
+
+    def _note_not_loaded(self, release: str, error: ReleaseError) -> None:
+        self._metrics.release_failures.labels(error.reason_code).inc()
+        self._failures[release] = str(error)
+        _log.error("release_not_loaded", release=release, reason=str(error))
 
     def _care(self) -> None:
         """Confirm what has worked, free what nobody needs, say what has changed."""

@@ -18,7 +18,7 @@ from cloud_worker.releases import Releases
 from cloud_worker.settings import WorkerSettings
 from reader.errors import ReaderError
 from reader.model import Reader
-from releases.errors import CannotLoad
+from releases.errors import ContentError
 from releases.store import ReleaseStore
 
 NICENESS = 10
@@ -40,7 +40,8 @@ def load_releases(
     """What a starting worker computes with: the settings' models, and the channel's last release.
 
     Counts a start of a release on probation; one that cannot be loaded gives way to the last good
-    one. Raises `ModelFolderError` or `EngineError` for the settings' own models.
+    one. One that was damaged on the disk does as well, and may be fetched again. Raises
+    `ModelFolderError` or `EngineError` for the settings' own models.
     """
     max_loaded = None if settings.releases is None else settings.releases.max_loaded
     releases = Releases.load(
@@ -51,16 +52,32 @@ def load_releases(
         max_loaded=max_loaded,
         clock=clock,
     )
-    release = None if store is None else store.begin_start()
-    while store is not None and release is not None:
+    if store is None:
+        return releases
+    store.remove_damaged()
+    release = store.begin_start()
+    while release is not None:
         try:
-            version = store.state.version
-            releases.add(load_installed(settings, store.path_of(release), release, version))
+            releases.add(_load_at_start(settings, store, release))
             break
-        except (ReaderError, CannotLoad) as error:
+        except (ReaderError, ContentError) as error:
             _log.error("release_given_up", release=release, reason=str(error))
-            release = store.fall_back(f"cannot be loaded: {error}")
+            is_damaged = isinstance(error, ContentError)
+            release = (
+                store.go_back() if is_damaged else store.fall_back(f"cannot be loaded: {error}")
+            )
     return releases
+
+
+def _load_at_start(settings: WorkerSettings, store: ReleaseStore, release: str) -> Reader:
+    """The release in use; without what its digest does not cover, where it fails with that."""
+    folder, version = store.path_of(release), store.state.version
+    try:
+        return load_installed(settings, folder, release, version)
+    except ReaderError:
+        if not store.remove_beside(release):
+            raise
+    return load_installed(settings, folder, release, version)
 
 
 def load_installed(
@@ -68,7 +85,8 @@ def load_installed(
 ) -> Reader:
     """A release of the channel, named by channel and version where that is known.
 
-    Raises CannotLoad or the errors of `Reader.load`.
+    Raises the errors of `Reader.load`; ContentError where the files are not what was signed any
+    more: it may be fetched again.
     """
     name = None
     if version is not None and settings.releases is not None:
@@ -81,7 +99,7 @@ def load_installed(
         name=name,
     )
     if reader.digest != release:
-        raise CannotLoad(f"{folder}: its files are no longer those of the release")
+        raise ContentError(f"{folder}: its files are no longer those of the release")
     return reader
 
 

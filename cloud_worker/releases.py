@@ -92,24 +92,34 @@ class Releases:
         with self._lock:
             if loaded.digest in self._loaded:
                 return ()
-            others = {*self._in_memory} - {loaded.digest}
-            excess = 0 if self._max_loaded is None else len(others) + 1 - self._max_loaded
-            idle = sorted(
-                (one for digest, one in self._loaded.items() if digest in may_go),
-                key=lambda one: one.last_used,
-            )
-            if excess > len(idle):
-                raise TooManyReleases(
-                    f"release {loaded.digest[:12]} finds no place: {len(others)} are in memory, at "
-                    f"most {self._max_loaded} may be, and {len(others) - len(idle)} of them are "
-                    "still needed; raise max_loaded if there is memory"
-                )
-            going = tuple(one.digest for one in idle[: max(0, excess)])
+            going = self._going_for(loaded.digest, may_go)
             for digest in going:
                 del self._loaded[digest]
             loaded.last_used = self._clock()
             self._loaded[loaded.digest] = self._in_memory[loaded.digest] = loaded
             return going
+
+    def check_place(self, release: str, may_go: Collection[str] = ()) -> None:
+        """Raise TooManyReleases where `add` would: before the work that leads to it."""
+        with self._lock:
+            if release not in self._loaded:
+                self._going_for(release, may_go)
+
+    def _going_for(self, release: str, may_go: Collection[str]) -> tuple[str, ...]:
+        """Who has to be retired for a release. Raises TooManyReleases. Under the lock."""
+        others = {*self._in_memory} - {release}
+        excess = 0 if self._max_loaded is None else len(others) + 1 - self._max_loaded
+        idle = sorted(
+            (one for digest, one in self._loaded.items() if digest in may_go),
+            key=lambda one: one.last_used,
+        )
+        if excess > len(idle):
+            raise TooManyReleases(
+                f"release {release[:12]} finds no place: {len(others)} are in memory, at "
+                f"most {self._max_loaded} may be, and {len(others) - len(idle)} of them are "
+                "still needed; raise max_loaded if there is memory"
+            )
+        return tuple(one.digest for one in idle[: max(0, excess)])
 
     def retire(self, digest: str) -> bool:
         """Let a release take no more requests; whether it was loaded."""

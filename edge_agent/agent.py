@@ -31,6 +31,7 @@ from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference import InferenceThread
 from edge_agent.local_reading import LocalReading
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.metrics_reporter import MetricsReporter
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.path import QuestionPath
 from edge_agent.questions import FinalAnswer, Outcome, Question
@@ -39,6 +40,9 @@ from edge_agent.settings import EdgeSettings
 from reader.errors import InputError
 from reader.memory import give_back
 from reader.model import Reader
+
+STUCK_SECONDS = 120.0
+"""A piece of work is a window or two: what takes longer does not end."""
 
 _log = SafeLog(__name__)
 
@@ -85,6 +89,12 @@ class EdgeAgent:
                 self._change,
             )
             self._cloud = CloudSide(cloud, followed, device)
+        self._reporter = MetricsReporter(
+            settings.metrics,
+            settings.name,
+            self.metrics.registry,
+            None if cloud is None else cloud.link.session,
+        )
         self._is_stopping = threading.Event()
         self._pieces_rested = 0
         self._housekeeping = Housekeeping(
@@ -114,6 +124,7 @@ class EdgeAgent:
         if self._cloud is not None:
             self._cloud.start()
         self._housekeeping.start()
+        self._reporter.start()
 
     def begin_stop(self) -> None:
         """Accept no more questions; safe to call from a signal handler."""
@@ -127,6 +138,7 @@ class EdgeAgent:
             if time.monotonic() >= give_up_at:
                 break
             time.sleep(0.02)
+        self._reporter.stop()
         if self._cloud is not None:
             self._cloud.stop()
         is_idle = self._inference.stop(timeout_seconds=self.settings.shutdown_seconds)
@@ -189,6 +201,15 @@ class EdgeAgent:
     def is_ready(self) -> bool:
         """Whether a new question would be read at once: warmed up, sound and not stopping."""
         return self._change.is_warm and not self._is_stopping.is_set() and not self._problems()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a restart would mend nothing: its threads live, and the reader gets on.
+
+        An outbox that cannot be written is a problem too, but one that ends without a restart.
+        """
+        is_stuck = self._inference.piece_seconds >= STUCK_SECONDS
+        return self._inference.is_alive and not is_stuck and not self._cloud_problems()
 
     def health(self) -> dict[str, Any]:
         """The state of the agent, for `GET /healthz`."""
@@ -263,11 +284,13 @@ class EdgeAgent:
         problems = []
         if not self._inference.is_alive:
             problems.append("the inference thread has ended; restart the agent")
-        if self._cloud is not None:
-            problems += self._cloud.problems()
+        problems += self._cloud_problems()
         if self.outbox.fault is not None:
             problems.append(str(self.outbox.fault))
         return problems
+
+    def _cloud_problems(self) -> list[str]:
+        return [] if self._cloud is None else self._cloud.problems()
 
     def _leave_outbox(self, is_idle: bool) -> None:
         """At a stop: store what can be stored; what waits now is innocent of any crash."""
@@ -281,6 +304,8 @@ class EdgeAgent:
 
     def _watch_gauges(self) -> None:
         metrics = self.metrics
+        if self.settings.broker is not None:
+            metrics.certificate_expires.set_function(self.settings.broker.certificate_expires)
         metrics.readers_held.set_function(lambda: self._generations.held_count)
         metrics.outbox_pending.set_function(lambda: self.pending_count)
         metrics.waiting.set_function(lambda: self._inference.waiting_count)

@@ -261,7 +261,8 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise AuditStoreError(
-            f"audit file {path} cannot be used ({error}); check the disk and its free space"
+            f"audit file {path} cannot be used ({error}); check the disk and its free space, "
+            "and that it is an agent's audit.store_file: a locked one may be its outbox"
         ) from error
     except sqlite3.Error as error:
         raise _damaged(path, str(error)) from error

@@ -56,6 +56,7 @@ class InferenceThread:
         self._is_stopping = False
         self._is_running = False
         self._pieces_run = 0
+        self._piece_began = 0.0
         self._seconds_a_question = 0.1
         self._thread = threading.Thread(target=self._run, name="elma-inference", daemon=True)
 
@@ -68,6 +69,11 @@ class InferenceThread:
     def pieces_run(self) -> int:
         """How many pieces of jobs were run so far."""
         return self._pieces_run
+
+    @property
+    def piece_seconds(self) -> float:
+        """For how long the piece in hand has been running; 0 between pieces."""
+        return time.perf_counter() - self._piece_began if self._is_running else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -174,6 +180,7 @@ class InferenceThread:
         with self._condition:
             while not self._is_stopping:
                 if self._tasks:
+                    self._piece_began = time.perf_counter()  # first: `piece_seconds` reads both
                     self._is_running = True
                     return heapq.heappop(self._tasks)
                 # Woken by every job and by stop; the time limit is only a safety net.

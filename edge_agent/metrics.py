@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
+from edge_agent.lease import Reason
 from edge_agent.questions import Failure, Outcome
 from reader.engines.engine import EngineChoice
 
@@ -33,11 +41,21 @@ class EdgeMetrics:
         self.degraded = counter(
             "degraded", "Questions finished here because the cloud did not answer.", ["reason"]
         )
+        for result in ("answered", "no_answer"):
+            for resolver in ("edge", "cloud"):
+                self.questions.labels(result, resolver)
+        self.questions.labels("failed", "none")
+        for reason in Reason:
+            self.degraded.labels(reason.value)
         self.publications = counter("publications", "Requests published, repeats included.", [])
         self.packed = counter(
             "requests_packed", "Requests by the codec of their states.", ["codec"]
         )
         self.retries = counter("retries", "Requests published again.", [])
+        self.busy = counter("busy", "Times that a worker had no room for a request.", [])
+        self.lease_expiries = counter(
+            "lease_expiries", "Times that a worker's word was due and did not come.", []
+        )
         self.ignored = counter(
             "ignored_messages", "Messages that changed nothing: forged, late, malformed.", ["cause"]
         )
@@ -49,8 +67,14 @@ class EdgeMetrics:
         self.offload_seconds = histogram(
             "offload_seconds", "From the first publication to the cloud's answer.", _SECONDS
         )
-        self.request_bytes = histogram("request_bytes", "Size of a sealed request.", _BYTES)
+        self.request_bytes = histogram(
+            "request_bytes", "Size of a sealed request, nearly all of it states.", _BYTES
+        )
         self.broker_connected = self._gauge("broker_connected", "1 while the session is up.")
+        self.certificate_expires = self._gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate for the broker expires, unix time; 0 without one.",
+        )
         self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
         self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
         self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")
@@ -61,6 +85,7 @@ class EdgeMetrics:
             "release_info", "1, for the release that answers.", ["release"]
         )
         self.readers_held = self._gauge("readers_held", "Readers in memory; 1 but for a change.")
+        ProcessCollector(namespace="elma_edge", registry=self.registry)
 
     def note_reader(self, release: str, choice: EngineChoice) -> None:
         """What answers new questions from now on, and what computes it."""

@@ -220,8 +220,10 @@ class Offloader:
         failures = request.lease.failures
         step = request.lease.next(now, self._cloud, self._backlog_seconds())
         request.again_at = step.again_at
-        if request.lease.failures > failures and request.receipt is not None:
-            self._words.note_transfer(request, now)  # not even the broker has it all
+        if request.lease.failures > failures:
+            self._metrics.lease_expiries.inc()
+            if request.receipt is not None:
+                self._words.note_transfer(request, now)  # not even the broker has it all
         if step.action is Action.FINISH and step.reason is not None:
             self._give_up(request, step.reason)
         elif step.action is Action.SEND:

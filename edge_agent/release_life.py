@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from broker.log import SafeLog
@@ -32,14 +33,14 @@ from edge_agent.release_reports import ReleaseReports
 from edge_agent.release_start import (
     GivenUp,
     folders_at_hand,
-    load_folder,
+    load_installed,
     load_own_model,
     load_release,
 )
 from edge_agent.settings import NO_MODEL, EdgeSettings
 from reader.errors import ReaderError
 from reader.model import Reader
-from releases.errors import CannotLoad, FetchInterrupted, ReleaseError
+from releases.errors import CannotLoad, FetchInterrupted, ProofStarved, ReleaseError
 from releases.follower import Candidate, ReleaseFollower
 from releases.progress import Progress
 from releases.proving import Computing, check_in_child
@@ -117,7 +118,8 @@ class ReleaseLife:
         self._is_stopping.set()
         self._follower.stop()
         with self._changing:
-            self._store.forgive_start()
+            with suppress(ReleaseError):  # a full disk does not keep the process from its end
+                self._store.forgive_start()
             self._store.close()
 
     def health(self) -> dict[str, Any]:
@@ -193,13 +195,19 @@ class ReleaseLife:
     def _take(self, candidate: Candidate) -> None:
         self._taken, self._is_stuck, self._worked_since = candidate.release, False, self._clock()
         try:
-            reader = load_folder(self._settings, candidate.folder, candidate.version)
+            reader = load_installed(
+                self._settings, candidate.folder, candidate.release, candidate.version
+            )
             self._change(reader, CHANGE_SECONDS)
         except Exception as error:
             self._taken = None
             if self._is_stopping.is_set():
                 raise FetchInterrupted("the agent stops; the release is taken later") from error
-            if isinstance(error, ReaderError | EdgeError | MemoryError):
+            if isinstance(error, ReleaseError):
+                raise
+            if isinstance(error, MemoryError):
+                raise ProofStarved("there is no memory to load it beside what answers") from error
+            if isinstance(error, ReaderError | EdgeError):
                 raise CannotLoad(f"it cannot be loaded here: {error}") from error
             if isinstance(error, TimeoutError):
                 raise ReleaseError("the device had no time to warm it up") from error

@@ -14,10 +14,10 @@ from broker.log import SafeLog
 from edge_agent.settings import NO_MODEL, EdgeSettings
 from reader.errors import ReaderError
 from reader.model import Reader
-from reader.weights import folder_digest, resolve_model_folder
-from releases.errors import CannotLoad, CrashLoop
-from releases.files import remove_tree
+from reader.weights import resolve_model_folder
+from releases.errors import CannotLoad, ContentError, CrashLoop
 from releases.store import ReleaseStore
+from releases.store_state import StoreState
 
 DAMAGED = "damaged"
 """The reason of a release that is no longer what was signed; it may be fetched again."""
@@ -60,15 +60,18 @@ def begin(settings: EdgeSettings, store: ReleaseStore | None) -> Start:
     if store is None:
         return Start(load_own_model(settings))
     before = store.state
-    _remove_damaged(store)
+    store.remove_damaged()
     release, given_up = store.begin_start(), None
     if before.active is not None and release != before.active:
-        given_up = _why_not(store, before.active, before.version)
+        given_up = _why_not(store, before)
         _log.error("release_given_up", release=before.active, reason=given_up.reason)
     while release is not None:
         version = store.state.version
         try:
-            return Start(load_release(settings, store, release), given_up)
+            return Start(_load_at_start(settings, store, release), given_up)
+        except ContentError as error:
+            given_up = GivenUp(release, version, str(error), DAMAGED)
+            release = store.go_back()
         except ReaderError as error:
             reason = f"cannot be loaded: {error}"
             given_up = GivenUp(release, version, reason, CannotLoad.reason_code)
@@ -78,10 +81,24 @@ def begin(settings: EdgeSettings, store: ReleaseStore | None) -> Start:
 
 
 def load_release(settings: EdgeSettings, store: ReleaseStore, release: str) -> Reader:
-    """An installed release, named by channel and version. Raises `reader.errors`' errors."""
+    """An installed release, named by channel and version. Raises as `load_installed`."""
     state = store.state
     version = state.version if release == state.active else state.last_good_version
-    return load_folder(settings, store.path_of(release), version)
+    return load_installed(settings, store.path_of(release), release, version)
+
+
+def load_installed(
+    settings: EdgeSettings, folder: Path, release: str, version: int | None
+) -> Reader:
+    """A release from its folder, and no other one.
+
+    Raises `reader.errors`' errors; ContentError where the files are not what was signed any more:
+    it may be fetched again.
+    """
+    reader = load_folder(settings, folder, version)
+    if reader.digest != release:
+        raise ContentError(f"{folder}: its files are no longer those of the release")
+    return reader
 
 
 def load_own_model(settings: EdgeSettings) -> Reader | None:
@@ -105,21 +122,24 @@ def load_folder(settings: EdgeSettings, model: Path | str, version: int | None) 
     )
 
 
-def _remove_damaged(store: ReleaseStore) -> None:
-    """Releases whose files on the disk are no longer what was signed: as if they were not here."""
-    for release in store.releases():
-        folder = store.path_of(release)
-        if folder_digest(folder) != release:
-            _log.error("release_damaged", release=release)
-            remove_tree(folder)
+def _load_at_start(settings: EdgeSettings, store: ReleaseStore, release: str) -> Reader:
+    """As `load_release`; without what the digest does not cover, where it fails with that."""
+    try:
+        return load_release(settings, store, release)
+    except ReaderError:
+        if not store.remove_beside(release):
+            raise
+    return load_release(settings, store, release)
 
 
-def _why_not(store: ReleaseStore, release: str, version: int | None) -> GivenUp:
+def _why_not(store: ReleaseStore, before: StoreState) -> GivenUp:
     """Why a start did not take the release that was in use."""
-    refusal = None if version is None else store.refusal(release, version)
+    assert before.active is not None  # noqa: S101 - or there was none to give up
+    refusal = None if before.manifest is None else store.refusal(before.manifest)
     if refusal is not None:
-        return GivenUp(release, version, refusal, CrashLoop.reason_code)
-    return GivenUp(release, version, "its files were damaged on the device", DAMAGED)
+        return GivenUp(before.active, before.version, refusal, CrashLoop.reason_code)
+    reason = "its files were damaged on the device"
+    return GivenUp(before.active, before.version, reason, DAMAGED)
 
 
 def folders_at_hand(settings: EdgeSettings) -> tuple[Path, ...]:

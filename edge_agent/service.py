@@ -15,6 +15,7 @@ import uvicorn
 
 from broker.exchange import Subscription
 from broker.log import SafeLog
+from broker.notify import ServiceManager
 from broker.session import Session
 from broker.settings import PACKET_OVERHEAD_BYTES
 from edge_agent.agent import EdgeAgent
@@ -90,6 +91,7 @@ class EdgeServer(uvicorn.Server):
             )
         )
         self._agent = agent
+        self._manager = ServiceManager()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where the agent listens, with the real port where it was 0."""
@@ -109,6 +111,12 @@ class EdgeServer(uvicorn.Server):
                 threads=computing.get("threads"),
                 edge_layers=health["edge_layers"],
             )
+        self._manager.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second, on the loop that serves HTTP: it lives, and so does the agent."""
+        self._manager.feed(self._agent.is_sound)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """A signal: refuse new questions from this moment on; a second Ctrl-C ends at once.
@@ -121,6 +129,7 @@ class EdgeServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and stop the agent at the same time."""
+        self._manager.stopping()
         stopping = asyncio.get_running_loop().run_in_executor(None, self._agent.stop)
         await super().shutdown(sockets)
         await stopping

@@ -24,6 +24,7 @@ from broker.settings import BrokerSettings
 from edge_agent.audit_settings import AuditSettings
 from edge_agent.errors import SettingsError
 from edge_agent.lease import LeaseRules
+from edge_agent.metrics_settings import MetricsSettings
 from reader.engines.names import EngineName, PrecisionName
 from releases.settings import FollowSettings
 
@@ -35,7 +36,7 @@ NO_MODEL = "none"
 _RULES = SettingsRules(
     prefix=ENVIRONMENT_PREFIX,
     error=SettingsError,
-    path_names=frozenset({"outbox", "folder"}),
+    path_names=frozenset({"outbox", "folder", "textfile"}),
     other_variables=frozenset({"config", "url"}),
 )
 
@@ -133,6 +134,7 @@ class EdgeSettings(BaseSettings):
     broker: BrokerSettings | None = None
     releases: FollowSettings | None = None
     audit: AuditSettings = AuditSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def is_offloading(self) -> bool:
@@ -154,6 +156,8 @@ class EdgeSettings(BaseSettings):
             )
         if self.releases is not None and self.broker is None:
             raise ValueError("[releases] are heard of at the broker: set [broker] as well")
+        if self.metrics.report_seconds and self.broker is None:
+            raise ValueError("metrics.report_seconds reports to the broker: set [broker] as well")
         if self.model == NO_MODEL and self.releases is None:
             raise ValueError(f'model = "{NO_MODEL}" waits for a first release: set [releases]')
         if self.default_deadline_seconds > self.max_deadline_seconds:

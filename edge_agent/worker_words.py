@@ -58,6 +58,7 @@ class WorkerWords:
         if isinstance(body, Accepted):
             request.lease.accepted(now, body.lease_seconds, body.worker)
         elif isinstance(body, Busy):
+            self._metrics.busy.inc()
             request.lease.busy(now, body.retry_after_seconds)
         elif isinstance(body, ErrorMessage):
             self._take_error(request, body, now)

@@ -39,6 +39,8 @@ from protocol.keys import EdgeKeys, PoolPublic
 
 EDGE_SETTINGS_NAME = "edge.toml"
 WORKER_SETTINGS_NAME = "worker.toml"
+SHARED_STORE = "../elma-publisher"
+"""Beside the bundles: the service and whoever publishes must work on one store."""
 
 
 def must_be_new(bundle: Path) -> None:
@@ -112,10 +114,13 @@ def write_plain_bundle(
 ) -> Path:
     """A publisher's or monitor's bundle; returns the settings file, which says how to connect."""
     _write_connection(bundle, enrolled)
-    settings: dict[str, Any] = {"broker": _broker_table(folder)}
+    settings: dict[str, Any] = {
+        "name": enrolled.member.name,
+        "broker": _broker_table(folder),
+    }
     if enrolled.member.kind == "publisher":
-        settings["name"] = enrolled.member.name
         _copy_trust(bundle, publisher)
+        settings = {"store": SHARED_STORE, **settings}
     return _write_settings(bundle / f"{enrolled.member.kind}.toml", settings)
 
 

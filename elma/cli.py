@@ -30,13 +30,16 @@ from elma.commands import (
     enroll,
     errors,
     evaluate,
+    install,
     keys,
+    monitor,
     publish,
     releases,
     revoke,
     rollout,
     rotate,
     sign,
+    top,
     train,
     worker,
 )
@@ -47,7 +50,7 @@ EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 # Verbs that run as a service tell what they do; the others speak up only when something is wrong.
-_SERVICES = {"broker", "edge", "worker"}
+_SERVICES = {"broker", "edge", "monitor", "worker"}
 
 
 class LogLevel(StrEnum):
@@ -189,6 +192,8 @@ for _single in (
     releases,
     enroll,
     revoke,
+    monitor,
+    top,
 ):
     _single.register(app)
 for _name, _group in (
@@ -200,6 +205,7 @@ for _name, _group in (
     ("compress", compress),
     ("rollout", rollout),
     ("errors", errors),
+    ("install", install),
 ):
     app.add_typer(_group.app, name=_name)
 rotate.register(keys.app)

@@ -33,6 +33,7 @@ from publisher.making import (
 from publisher.pruning import prune
 from publisher.rollout import order_for, publish_order
 from publisher.sending import clear_old, export_blobs, opened, send_release, wait_for_workers
+from publisher.sent import SentLog
 from publisher.store import PublisherStore, Record
 from publisher.upload import Progress
 from reader.codecs import LOSSES_FILE
@@ -122,9 +123,15 @@ class Publishing:
         signed = sign_manifest(manifest, key, self.trust.key_list)
         return keep_signed(self.store, signed, self.trust, verdict.checked if verdict else None)
 
-    def send(self, record: Record, progress: Progress | None) -> None:
-        """Chunks and manifest. Raises ChannelTaken, UploadFailed, PublisherStoreError."""
+    def send(self, record: Record, progress: Progress | None, *, resend: bool = False) -> None:
+        """Chunks and manifest; with `resend` also what the broker should have.
+
+        Raises ChannelTaken, UploadFailed, PublisherStoreError.
+        """
         begin = time.monotonic()
+        if resend:
+            with SentLog(self.store.sent_log(self.line.address)) as log:
+                log.forget_all(time.time())
         asserted = send_release(
             self.line, self.store, self.channel, record, self.trust, progress=progress
         )
@@ -154,6 +161,11 @@ class Publishing:
         fleet, now = self.line.view.picture(), time.time()
         order, signed = order_for(self.store, self.channel, share, reason, fleet, now)
         publish_order(self.line, self.channel, signed)
+        if share is not None and order.share != share:
+            self.say(
+                f"the rollout stays at {100 * order.share:g} %, as it was ordered before; "
+                "`elma rollout stage` changes that"
+            )
         self.figures |= {"share": order.share, "paused": order.paused, "sequence": order.sequence}
 
     def finish(self, record: Record, export: Path | None) -> dict[str, Any]:

@@ -64,14 +64,16 @@ def check_release(
     `current_f1` what its manifest claims. Raises ReleaseRefused, CommandError.
     """
     questions = gold_questions(options.canaries)
-    checked = check_model(folder, questions, threads=options.threads, say=say)
+    # One thread unless told otherwise: on a busy machine several wait for each other.
+    threads = options.threads or 1
+    checked = check_model(folder, questions, threads=threads, say=say)
     f1 = None if options.data is None else measure_f1(folder, options, f"F1 of {folder.name}", say)
     warnings = []
     if not (folder / SETTINGS_FILE).is_file():
         warnings.append("it has no exits.json, so it never exits early; `elma calibrate` makes one")
     old = Quality(None, None, current_f1)
     if current is not None:
-        right = count_right_in(current, questions, threads=options.threads)
+        right = count_right_in(current, questions, threads=threads)
         old_f1 = (
             None
             if options.data is None

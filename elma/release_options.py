@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elma.output import CommandError
+
 if TYPE_CHECKING:
     from publisher.settings import PublisherSettings
 
@@ -49,7 +51,7 @@ def publisher_settings(
     """The settings of file, environment and options. Raises PublisherSettingsError."""
     from publisher.settings import load_settings
 
-    return load_settings(
+    settings = load_settings(
         config,
         {
             "channel": channel,
@@ -59,6 +61,14 @@ def publisher_settings(
             "broker": {"host": broker_host, "port": broker_port},
         },
     )
+    public_file = settings.publisher_public_key_file
+    if not public_file.is_file():
+        raise CommandError(
+            f"there is no {public_file}; name the file that `elma keys publisher` wrote with "
+            "--publisher-public, or your settings file with --config",
+            exit_status=2,
+        )
+    return settings
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from protocol.credentials import excess_access
 from protocol.errors import KeyFileError
 from protocol.keys import KEY_BYTES
 
@@ -59,7 +60,7 @@ def read_document(path: Path, kind: str | None, *, secret: bool = False) -> dict
         raise KeyFileError(
             f"key file {path} cannot be read: {error.strerror}; `elma keys` makes key files"
         ) from error
-    if secret and mode & 0o077:
+    if secret and excess_access(path, mode):
         raise KeyFileError(
             f"key file {path} is open to other users (mode {mode:04o}); run: chmod 600 {path}"
         )

@@ -241,6 +241,11 @@ def worker_releases_subscription() -> str:
     return f"{ROOT}/state/+/releases"
 
 
+def metrics_subscription() -> str:
+    """The metrics of every edge that reports them."""
+    return f"{ROOT}/metrics/+"
+
+
 def _check_part(field: str, value: object) -> None:
     """Refuse a value that could not stand as the topic level `field`."""
     if field == "chunk":

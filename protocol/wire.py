@@ -66,6 +66,7 @@ class Kind(IntEnum):
     FILE_INDEX = 53
     MODEL_STATE = 54
     WORKER_RELEASES = 55
+    METRICS = 64
 
 
 @dataclass(frozen=True)

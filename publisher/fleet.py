@@ -157,16 +157,20 @@ class FleetView:
         try:
             topic = parse_topic(delivery.topic)
             with self._changed:
-                self._note(topic, delivery.payload)
-                self._changed.notify_all()
+                try:
+                    self._note(topic, delivery.payload)
+                finally:
+                    self._changed.notify_all()
         except ProtocolError:
             self.malformed_total += 1
 
     def _note(self, topic: object, payload: bytes) -> None:
-        """An empty payload is the end of what was retained there."""
+        """An empty payload, or one that cannot be read, is the end of what was retained there."""
         if isinstance(topic, ManifestTopic):
+            self._manifest = None
             self._manifest = SignedManifest.decode(payload) if payload else None
         elif isinstance(topic, RolloutTopic):
+            self._order = None
             self._order = SignedRollout.decode(payload) if payload else None
         elif isinstance(topic, ModelStateTopic):
             _keep(self._edges, topic.edge, ModelState.decode(payload) if payload else None)

@@ -6,7 +6,13 @@ Inputs: counts from `watching`. Output: the Prometheus text at `GET /metrics`. A
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    ProcessCollector,
+    start_http_server,
+)
 
 EDGE_STATES = ("active", "under_way", "failed", "waiting")
 PAUSE_CAUSES = ("failures", "drift")
@@ -35,6 +41,11 @@ class PublisherMetrics:
             "manifest_expires_timestamp_seconds", "When the channel's manifest expires, unix time."
         )
         self.connected = self._gauge("broker_connected", "1 while the session is up.")
+        self.certificate_expires = self._gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate for the broker expires, unix time; 0 without one.",
+        )
+        ProcessCollector(namespace="elma_publisher", registry=self.registry)
         self.agreement = Gauge(
             "elma_publisher_agreement_ratio",
             "Share of edges' answers that were the workers' too, by release, exit and kind.",

@@ -31,6 +31,7 @@ def pack(folder: Path, packed: Path) -> Path:
     PublisherStoreError."""
     target = packed / folder_digest(folder)[:16] / folder.resolve().name
     if is_packed(target):
+        _copy_settings(folder, target)
         return target
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -44,11 +45,21 @@ def pack(folder: Path, packed: Path) -> Path:
             tokenizer_from=folder,
             storage=PACKED,
         )
-        for name in COPIED_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
+        _copy_settings(folder, partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except OSError as error:
         raise PublisherStoreError(f"{folder} cannot be packed into {target}: {error}") from error
     return target
+
+
+def _copy_settings(folder: Path, target: Path) -> None:
+    """Make the files beside the weights those of `folder`; its digest does not cover all."""
+    try:
+        for name in COPIED_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+            else:
+                (target / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise PublisherStoreError(f"{name} cannot be copied into {target}: {error}") from error

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 from broker.exchange import Publication
 from protocol.manifest import Manifest
-from protocol.release_messages import MAX_REASON_CHARACTERS, RolloutOrder, SignedRollout
+from protocol.release_messages import (
+    MAX_COUNT,
+    MAX_REASON_CHARACTERS,
+    RolloutOrder,
+    SignedRollout,
+)
 from protocol.topics import RolloutTopic
 from publisher.errors import PublisherSettingsError, RolloutError
 from publisher.fleet import Fleet
@@ -85,12 +90,17 @@ def give_order(
         last = current_order(state, manifest)
         share = wish.share if wish.share is not None else last.share if last else 0.0
         paused = wish.paused if wish.paused is not None else last.paused if last else False
-        state.sequence = max(state.sequence, _sequence_in(fleet, key.public)) + 1
+        number = 1 + max(_number_of(state.order, key.public), _number_of(fleet.order, key.public))
+        if number > MAX_COUNT:
+            raise RolloutError(
+                "somebody has used up the numbers of this store's rollout key; run "
+                "`elma rollout rotate-key`, then `elma publish --refresh`"
+            )
         order = RolloutOrder(
             channel,
             manifest.release,
             manifest.version,
-            state.sequence,
+            number,
             share,
             paused,
             _printable(wish.reason),
@@ -107,17 +117,18 @@ def order_for(
 ) -> tuple[RolloutOrder, SignedRollout]:
     """The order of the channel's current release: the last one, or a new one where that is due.
 
-    `share` None: what was last ordered for the same content, under whatever version, pause
-    included; everybody where nothing was. Raises RolloutError.
+    A version that was ordered keeps its share and its pause, whatever `share` says: publishing it
+    again changes nothing. `share` None: what was last ordered for the same content, under whatever
+    version, pause included; everybody where nothing was. Raises RolloutError.
     """
     state = store.channel(channel)
     if state.current is None:
         raise RolloutError(f"channel {channel} has no published release in this store")
     manifest = store.manifest(channel, state.current)
     order = current_order(state, manifest)
-    if order is not None and state.order is not None and share in (None, order.share):
+    if order is not None and state.order is not None:
         return order, state.order
-    last = state.opened_order(manifest.rollout_public)
+    last = _last_order(store, state)
     if share is not None:
         wish = Wish(share, False, reason)
     elif last is not None and last.release == manifest.release:
@@ -133,10 +144,19 @@ def publish_order(line: Line, channel: str, signed: SignedRollout) -> None:
     line.send([publication], patience_seconds=ACKNOWLEDGE_SECONDS)
 
 
-def _sequence_in(fleet: Fleet, rollout_public: bytes) -> int:
-    """The number of the order that the channel shows, if our key signed it."""
-    seen = ChannelState("", order=fleet.order).opened_order(rollout_public)
-    return seen.sequence if seen is not None else 0
+def _last_order(store: PublisherStore, state: ChannelState) -> RolloutOrder | None:
+    """The last order of this store, whichever of its rollout keys signed it."""
+    for record in reversed(state.records):
+        order = state.opened_order(store.manifest(state.channel, record).rollout_public)
+        if order is not None:
+            return order
+    return None
+
+
+def _number_of(order: SignedRollout | None, rollout_public: bytes) -> int:
+    """The number of an order, if that key signed it; 0 otherwise."""
+    opened = ChannelState("", order=order).opened_order(rollout_public)
+    return opened.sequence if opened is not None else 0
 
 
 def _printable(reason: str) -> str:

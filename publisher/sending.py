@@ -41,6 +41,10 @@ __all__ = [
 ]
 
 
+WORKER_GONE_SECONDS = 86_400.0
+"""A worker that has said nothing for longer is not waited for."""
+
+
 @dataclass(frozen=True)
 class Asserted:
     """What the channel retains now, and what that took."""
@@ -107,7 +111,8 @@ def wait_for_workers(
 ) -> list[str]:
     """Return the live workers once each of them has loaded the release.
 
-    Raises WorkersNotReady as soon as one says that it cannot, or when time is up.
+    Raises WorkersNotReady as soon as one says that it cannot, when time is up, and when none is
+    connected although one was lately.
     """
     lacking = line.view.picture().workers_without(release)
     if lacking:
@@ -133,7 +138,16 @@ def wait_for_workers(
             f"no edge was told to take release {release[:12]}: after {timeout_seconds:g} seconds "
             f"{reasons}. Run the same command again to wait on, or with --no-wait"
         )
-    return fleet.live_workers()
+    live = fleet.live_workers()
+    lately = time.time() - WORKER_GONE_SECONDS
+    gone = sorted(name for name, report in fleet.workers.items() if report.updated > lately)
+    if gone and not live:
+        raise WorkersNotReady(
+            f"no edge was told to take release {release[:12]}: no worker is connected, though "
+            f"{', '.join(gone)} was lately. Start one and run the same command again, or with "
+            "--no-wait"
+        )
+    return live
 
 
 def clear_old(line: Line, store: PublisherStore) -> int:

@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 
 from broker.log import SafeLog
+from broker.notify import ServiceManager
 from protocol.key_files import load_publisher_public, load_publisher_secret
 from publisher.errors import PublisherSettingsError
 from publisher.line import Line
@@ -43,6 +44,7 @@ def run_service(settings: PublisherSettings, stop: threading.Event | None = None
                 "choose another --port"
             ) from error
         _log.info("metrics_served", url=f"http://{settings.http.host}:{port}/metrics")
+    metrics.certificate_expires.set_function(settings.broker.certificate_expires)
     line = Line(settings.broker, settings.channel, name=settings.name)
     watcher = Watcher(settings, store, trust, line, metrics, key=key, stop=stopping)
     with line:
@@ -54,8 +56,11 @@ def run_service(settings: PublisherSettings, stop: threading.Event | None = None
             hold_seconds=settings.rollout.hold_seconds,
             renews=key is not None,
         )
+        manager = ServiceManager()
+        manager.ready()
         while not stopping.is_set():
             watcher.step()
+            manager.feed(line.session.is_running)
             stopping.wait(settings.rollout.check_seconds if line.is_complete else 0.2)
     _log.info("rollout_service_stopped", channel=settings.channel)
 

@@ -26,7 +26,7 @@ _RULES = SettingsRules(
     error=PublisherSettingsError,
     path_names=frozenset({"store"}),
     model_names=frozenset(),
-    file_defaults={"publisher_public_key_file": "publisher-public.json"},
+    file_defaults={"publisher_public_key_file": "publisher-public.json", "store": "elma-publisher"},
 )
 
 

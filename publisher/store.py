@@ -68,14 +68,14 @@ class Record:
 class ChannelState:
     """What the store knows of a channel; `change` makes changes last.
 
-    `highest` is the highest version signed by each key; `order` the last rollout order; `sequence`
-    its number; `excused` the edges whose failure an operator has seen and resumed in spite of.
+    `highest` is the highest version signed by each key; `order` the last rollout order, whose
+    number the next one of the same key follows; `excused` the edges whose failure an operator has
+    seen and resumed in spite of.
     """
 
     channel: str
     highest: dict[str, int] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    sequence: int = 0
     order: SignedRollout | None = None
     excused: dict[str, str] = field(default_factory=dict)
 
@@ -237,6 +237,16 @@ class PublisherStore:
                 save_rollout_secret(path, SigningKey.make(ROLLOUT_KEY_ID))
             return load_rollout_secret(path)
 
+    def rotate_rollout_key(self) -> SigningKey:
+        """A new key for rollout orders in the place of one that may be known to others.
+
+        It counts from the next manifest on, which names it. Raises `protocol.errors.KeyFileError`.
+        """
+        key = SigningKey.make(ROLLOUT_KEY_ID)
+        with self._locked("lock", LOCK_SECONDS):
+            save_rollout_secret(self.folder / ROLLOUT_KEY_FILE, key, replace=True)
+        return key
+
     def sent_log(self, address: str) -> Path:
         """Where it is noted what a broker has acknowledged."""
         return self.folder / "sent" / (re.sub(r"[^A-Za-z0-9.-]", "_", address) + ".log")
@@ -273,7 +283,6 @@ def _encode_state(state: ChannelState) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "highest": state.highest,
         "records": [asdict(one) for one in state.records],
-        "sequence": state.sequence,
         "order": None if order is None else base64.b64encode(order).decode("ascii"),
         "excused": state.excused,
     }
@@ -288,7 +297,6 @@ def _decode_state(channel: str, document: dict[str, Any]) -> ChannelState:
             channel,
             {str(key): int(version) for key, version in document["highest"].items()},
             [Record(**one) for one in document["records"]],
-            int(document["sequence"]),
             None if order is None else SignedRollout.decode(base64.b64decode(order)),
             dict(document["excused"]),
         )

@@ -85,13 +85,17 @@ class Watcher:
 
     def _assert_if_needed(self) -> None:
         """After each reconnect, after each new release, and when the broker shows another one."""
-        record = self._store.channel(self._channel).current
+        state = self._store.channel(self._channel)
+        record = state.current
         if record is None:
             return
         epoch = self._line.session.epoch
-        shown = self._line.view.picture().manifest
+        fleet = self._line.view.picture()
+        shown = fleet.manifest
         signed = self._store.signed(self._channel, record)
         is_shown = shown is not None and shown.payload == signed.payload
+        if state.order is not None:
+            is_shown &= fleet.order is not None and fleet.order.encode() == state.order.encode()
         if self._asserted == (epoch, record.manifest_file) and is_shown:
             return
         try:

@@ -125,15 +125,17 @@ def make_canaries(
 
 
 def run_canaries(reader: Reader, canaries: Sequence[Canary]) -> CanaryReport:
-    """Ask a reader all of them, at full depth with its own thresholds; raises nothing.
+    """Ask a reader all of them, at full depth with its own thresholds; raises MemoryError.
 
-    Whatever the reader raises is that canary's failure.
+    Whatever else the reader raises is that canary's failure.
     """
     begin = time.monotonic()
     failed = []
     for number, canary in enumerate(canaries):
         try:
             found = _answers(reader, canary.question, canary.passage)[0]
+        except MemoryError:
+            raise  # says nothing about the release
         except Exception as error:  # an engine may raise anything on weights that it cannot compute
             failed.append(CanaryFailure(number, f"raised {type(error).__name__}"))
             continue

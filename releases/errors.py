@@ -1,7 +1,7 @@
 """Every failure of the `releases` package, drawn once.
 
     ReleaseError
-    ├── ReleaseRejected               this release is wrong; only a higher version can be right
+    ├── ReleaseRejected               this release is wrong; only another manifest can be right
     │   ├── ForgedManifest            a signature that no trusted key made
     │   ├── MalformedRelease          signed, and yet bytes that make no sense
     │   ├── RevokedKey                signed by a key that the root has revoked or does not name
@@ -20,7 +20,9 @@
     │   ├── ChunkMissing              the broker has no such chunk (any more)
     │   ├── ChunkCorrupt              what came again and again was not the chunk
     │   └── TransportFailed           this way does not work; another may
-    ├── ProofTimedOut                 its canaries took too long: a busy machine, or it hangs
+    ├── NotProved                     this machine could not prove it now
+    │   ├── ProofTimedOut             its canaries took too long: a busy machine, or it hangs
+    │   └── ProofStarved              no memory for it: a full machine, or one too small
     ├── FetchInterrupted              stopped on purpose: shutdown, or something newer came
     └── StoreError                    the store's files cannot be read or written
 
@@ -39,7 +41,7 @@ class ReleaseError(Exception):
 
 
 class ReleaseRejected(ReleaseError):
-    """This version of the release will not be taken, whatever happens; a higher one may be."""
+    """This manifest will not be taken, whatever happens; a newer one may be."""
 
     reason_code = "rejected"
 
@@ -152,10 +154,23 @@ class TransportFailed(FetchFailed):
     reason_code = "transport"
 
 
-class ProofTimedOut(ReleaseError):
-    """No answer in time; tried again, and given up after as many times as deaths are."""
+class NotProved(ReleaseError):
+    """Nothing was learnt of the release; tried again, and given up after as many times as deaths
+    are."""
+
+    reason_code = "not_proved"
+
+
+class ProofTimedOut(NotProved):
+    """No answer in time."""
 
     reason_code = "timed_out"
+
+
+class ProofStarved(NotProved):
+    """The system gave no process or no memory for it, or took it away again."""
+
+    reason_code = "no_memory"
 
 
 class FetchInterrupted(ReleaseError):

@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is no JSON: {error}; restore it or enrol anew") from error
     if not isinstance(document, dict):
         raise StoreError(f"{path} holds no JSON object; restore it or enrol anew")

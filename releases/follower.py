@@ -2,8 +2,8 @@
 
 In: deliveries of the manifest, rollout and blob topics; what the device was enrolled with. Out: a
 `Candidate` for `adopt`, `Progress` for `report`, and a store that says what is in use. Used by edge
-and worker alike. Neighbours: `offers` decides what to take, `installing` brings it, `store` keeps
-it, `reporting` tells.
+and worker alike. Neighbours: `hearing` reads the topics, `offers` decides what to take,
+`installing` brings it, `store` keeps it, `reporting` tells.
 
 One thread, "elma-releases", does all work; everything else only hands over and wakes it. An
 order of steps that a death at any point cannot harm:
@@ -19,13 +19,11 @@ import random
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from broker.errors import BrokerError
-from broker.exchange import Delivery, Subscription
+from broker.exchange import Delivery
 from broker.log import SafeLog
 from protocol.errors import ProtocolError, TopicError
 from protocol.key_files import load_publisher_public
@@ -33,19 +31,19 @@ from protocol.topics import (
     BlobTopic,
     ManifestTopic,
     RolloutTopic,
-    manifest_subscription,
     parse_topic,
-    rollout_subscription,
 )
 from releases.errors import (
     FetchFailed,
     FetchInterrupted,
     NotEnoughSpace,
-    ProofTimedOut,
+    NotProved,
+    ProofStarved,
     ReleaseError,
     ReleaseRejected,
 )
 from releases.fetching import ChunkFetcher, FetchRules
+from releases.hearing import Hearing
 from releases.installing import Installer
 from releases.mqtt_transport import Link, MqttTransport
 from releases.offers import Offer, Offers, Target
@@ -57,13 +55,12 @@ from releases.store import ReleaseStore
 
 __all__ = ["Candidate", "Link", "Progress", "ReleaseFollower"]
 
-INBOX_BOUND = 32
-REJECTED_REMEMBERED = 64
 IDLE_SECONDS = 30.0
-SUBSCRIBE_AGAIN_SECONDS = 5.0
 STOP_SECONDS = 30.0
 RETRY_SECONDS = (5.0, 600.0)
 FULL_DISK_RETRY_SECONDS = 60.0
+STARVED_RETRY_SECONDS = 60.0
+"""The first wait for memory: the few trials that a release has must not be over in a minute."""
 _log = SafeLog("elma.releases")
 _OURS = ("elma/v1/model/", "elma/v1/blob/")
 
@@ -145,12 +142,17 @@ class ReleaseFollower:
         )
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._inbox: deque[tuple[Literal["manifest", "rollout"], bytes]] = deque(maxlen=INBOX_BOUND)
-        self._subscribe_at: float | None = None
+        self._hearing = Hearing(
+            link,
+            settings.channel,
+            self._offers,
+            clock=clock,
+            on_subscribed=self._subscribed,
+            on_unbelieved=self._unbelieved,
+        )
         self._target: Target | None = None
         self._failures = 0
         self._retry_at = 0.0
-        self._rejected: deque[int] = deque(maxlen=REJECTED_REMEMBERED)
         self._is_working = False
         self._reporter = Reporter(store, report, clock)
         self._thread = threading.Thread(target=self._run, name="elma-releases", daemon=True)
@@ -160,7 +162,7 @@ class ReleaseFollower:
     def start(self) -> None:
         """Begin to follow; returns at once."""
         if self._link.is_connected:
-            self._subscribe_at = 0.0
+            self._hearing.connected()
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,7 +176,7 @@ class ReleaseFollower:
         """The link is connected anew, or not any more. Quick."""
         if is_connected:
             self._mqtt.reconnected()
-            self._subscribe_at = 0.0
+            self._hearing.connected()
             self._wake.set()
 
     def subscription_refused(self, topic_filter: str) -> None:
@@ -200,7 +202,7 @@ class ReleaseFollower:
             and delivery.payload
         ):
             is_manifest = isinstance(topic, ManifestTopic)
-            self._inbox.append(("manifest" if is_manifest else "rollout", delivery.payload))
+            self._hearing.put("manifest" if is_manifest else "rollout", delivery.payload)
             self._wake.set()
         return True
 
@@ -230,7 +232,7 @@ class ReleaseFollower:
             try:
                 self._wake.wait(self._pause_seconds())
                 self._wake.clear()
-                self._tend()
+                self._hearing.tend()
                 self._work()
             except FetchInterrupted:
                 self._wake.set()  # something newer came; look again
@@ -244,51 +246,22 @@ class ReleaseFollower:
         times = [IDLE_SECONDS]
         if self._offers.target() is not None:
             times.append(self._retry_at - self._clock())
-        if self._subscribe_at is not None:
-            times.append(self._subscribe_at - self._clock())
+        if (due := self._hearing.is_due_in()) is not None:
+            times.append(due)
         return max(0.0, min(times))
 
-    def _tend(self) -> None:
-        """Subscribe where that is due, and take in what has come."""
-        if self._subscribe_at is not None and self._clock() >= self._subscribe_at:
-            self._subscribe()
-        while self._inbox:
-            kind, payload = self._inbox.popleft()
-            if kind == "rollout":
-                self._offers.hear_order(payload)
-            else:
-                self._hear_manifest(payload)
+    def _subscribed(self) -> None:
+        self._retry_at = 0.0  # what failed for want of a connection need not wait longer
 
-    def _subscribe(self) -> None:
-        # Before, not after: a connection that comes meanwhile asks for it again.
-        self._subscribe_at = None
-        channel = self._settings.channel
-        try:
-            for topic in (manifest_subscription(channel), rollout_subscription(channel)):
-                self._link.subscribe(Subscription(topic))
-            self._retry_at = 0.0  # what failed for want of a connection need not wait longer
-        except BrokerError as error:
-            _log.info("release_not_subscribed", why=str(error))
-            if self._link.is_connected:
-                self._subscribe_at = self._clock() + SUBSCRIBE_AGAIN_SECONDS
-
-    def _hear_manifest(self, payload: bytes) -> None:
-        """Believe it, or say why not; either way what is in use stays."""
-        try:
-            self._offers.hear_manifest(payload)
-        except ReleaseError as error:
-            mark = hash(payload)
-            if mark not in self._rejected:
-                self._rejected.append(mark)
-                _log.warning("release_manifest_refused", reason=error.reason_code, why=str(error))
-                if not self._is_working:
-                    self._reporter.failed(error)
+    def _unbelieved(self, error: ReleaseError) -> None:
+        if not self._is_working:
+            self._reporter.failed(error)
 
     def _is_interrupted(self) -> bool:
         """Asked often during a fetch: is what is being fetched still what is wanted?"""
         if self._stopping.is_set():
             return True
-        self._tend()
+        self._hearing.tend()
         now, wanted = self._offers.target(), self._target
         if wanted is not None and wanted.kind == "previous" and now is not None:
             return now.offer != wanted.offer  # installed, it is not lacking, and yet to be adopted
@@ -306,22 +279,21 @@ class ReleaseFollower:
         if self._clock() < self._retry_at:
             return
         self._is_working = True
+        offer: Offer | None = None
         try:
-            self._do(target)
+            offer = self._offer_of(target)
+            self._do(target, offer)
             self._failures = 0
         except FetchInterrupted:
             raise
         except ReleaseRejected as error:
-            self._refuse(target, error)
+            self._refuse(target, offer, error)
         except (ReleaseError, OSError, ProtocolError) as error:
             self._try_later(target, error)
         finally:
             self._is_working = False
 
-    def _do(self, target: Target) -> None:
-        offer = target.offer
-        if target.kind == "previous":
-            offer = self._fetch_previous(offer)
+    def _do(self, target: Target, offer: Offer) -> None:
         manifest = offer.manifest
         if target.kind != "refresh":
             self._reporter.downloading(manifest)
@@ -332,44 +304,52 @@ class ReleaseFollower:
             if self._is_interrupted():
                 raise FetchInterrupted("something newer came, or the release was withdrawn")
             self._reporter.verified(manifest)
-            self._store.begin_trial(manifest.release, manifest.version)
+            self._store.begin_trial(manifest.release, manifest.version, offer.sha256)
             try:
                 self._adopt(Candidate(manifest, folder))
-            except ProofTimedOut:
+            except NotProved:
                 raise  # stands in the store as a death does: what hangs is given up in the end
             except BaseException:
                 self._store.end_trial()
                 raise
-        self._store.commit(manifest.release, manifest.version, manifest.expires)
-        self._store.save_trust(self._store.trust.with_used(offer.signed, manifest))
+        self._store.commit(manifest.release, manifest.version, offer.sha256, manifest.expires)
+        trust = self._store.trust.with_used(offer.signed, manifest, offer.signer)
+        self._store.save_trust(trust)
         _log.info("release_active", release=manifest.release, version=manifest.version)
         self._store.downloads.keep_only(())
         if not self._keeps_previous:
             self._store.collect()
         self._reporter.idle()
 
-    def _fetch_previous(self, offer: Offer) -> Offer:
-        """The offer of the release before; it was named by hash in a manifest that is fresh."""
-        manifest = offer.manifest
-        assert manifest.previous is not None  # noqa: S101 - or it would be no target
-        content = self._installer.fetch_blob(manifest.previous.manifest, manifest.urls)
-        return self._offers.check_previous(content, manifest)
+    def _offer_of(self, target: Target) -> Offer:
+        """What is to be done is about this. The release before is named by the hash of its manifest
+        in one that is fresh, and has yet to be looked at."""
+        manifest, before = target.offer.manifest, target.offer.manifest.previous
+        if target.kind != "previous" or before is None:
+            return target.offer
+        content = self._installer.fetch_blob(before.manifest, manifest.urls)
+        offer = self._offers.check_previous(content, manifest)
+        refusal = self._store.refusal(offer.sha256)
+        if refusal is not None:
+            raise ReleaseRejected(refusal)
+        return offer
 
     # -- failures --------------------------------------------------------------------------
 
-    def _refuse(self, target: Target, error: ReleaseRejected) -> None:
-        """Never again this version; what answers, goes on."""
+    def _refuse(self, target: Target, offer: Offer | None, error: ReleaseRejected) -> None:
+        """Never again this manifest; what answers, goes on. `offer`: None for a manifest before
+        this one that is not believed."""
         manifest = target.offer.manifest
         if target.kind == "previous":
             self._offers.give_up_previous(manifest)
-            if manifest.previous is not None:
-                self._store.refuse(manifest.previous.release, manifest.previous.version, str(error))
-        elif target.kind == "take":
-            self._store.refuse(manifest.release, manifest.version, str(error))
+        if offer is not None and target.kind != "refresh":
+            refused = offer.manifest
+            self._store.refuse(refused.release, refused.version, offer.sha256, str(error))
+        if target.kind == "take":
             self._store.downloads.keep_only(())
             if self._store.installed(manifest.release) and not self._keeps_previous:
                 self._store.collect()
-        else:
+        elif target.kind == "refresh":
             self._back_off(self._retry_seconds[1])
         _log.error(
             "release_refused", release=manifest.release, reason=error.reason_code, why=str(error)
@@ -383,6 +363,8 @@ class ReleaseFollower:
         first, longest = self._retry_seconds
         if isinstance(error, NotEnoughSpace):
             longest = min(longest, FULL_DISK_RETRY_SECONDS)
+        if isinstance(error, ProofStarved):
+            first = min(longest, max(first, STARVED_RETRY_SECONDS))
         seconds = min(longest, first * 2 ** min(self._failures, 20))
         self._failures += 1
         self._back_off(seconds * self._generator.uniform(0.5, 1.5))

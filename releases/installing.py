@@ -91,7 +91,7 @@ class Installer:
         return chunks.read(blob)
 
     def _install(self, manifest: Manifest, ways: _Ways, on_progress: OnProgress) -> Path:
-        folder = self._store.installed(manifest.release)
+        folder = self._store.sound(manifest.release)
         files = [
             file
             for file in manifest.files

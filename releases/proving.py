@@ -31,7 +31,13 @@ from reader.canaries import load_canaries, run_canaries
 from reader.errors import CanaryError, ReaderError
 from reader.memory import free_bytes, keep_small
 from reader.model import Reader
-from releases.errors import CanariesFailed, CannotLoad, FetchInterrupted, ProofTimedOut
+from releases.errors import (
+    CanariesFailed,
+    CannotLoad,
+    FetchInterrupted,
+    ProofStarved,
+    ProofTimedOut,
+)
 
 CHECK_SECONDS = 600.0
 """Sixteen canaries take a small device half a minute; a busy machine ten times that."""
@@ -74,7 +80,8 @@ def check_in_child(
 ) -> CheckReport:
     """Run the canaries of a release's folder in a process of their own.
 
-    Raises CanariesFailed or CannotLoad; ProofTimedOut; FetchInterrupted once `is_stopping` says so.
+    Raises CanariesFailed or CannotLoad; ProofTimedOut or ProofStarved where this machine could not
+    tell now; FetchInterrupted once `is_stopping` says so.
     """
     begin = time.monotonic()
     try:
@@ -85,7 +92,7 @@ def check_in_child(
             stderr=subprocess.DEVNULL,
         )
     except OSError as error:
-        raise CannotLoad(f"its canaries could not be run: {error}") from error
+        raise ProofStarved(f"its canaries could not be run: {error}") from error
     with child:
         try:
             output = _await(child, timeout_seconds, is_stopping)
@@ -98,7 +105,7 @@ def check_in_child(
 def child_command(folder: Path, computing: Computing, timeout_seconds: float) -> list[str]:
     """What runs the check in a process of its own."""
     return [
-        *(sys.executable, "-m", "releases.proving"),
+        *(sys.executable, "-P", "-m", "releases.proving"),  # -P: nothing of the present folder
         *(str(folder), computing.engine, computing.precision),
         str(timeout_seconds),
     ]
@@ -115,12 +122,13 @@ def check_here(folder: Path, computing: Computing) -> CheckReport:
             precision=computing.precision,
             threads=1,
         )
+        report = run_canaries(reader, canaries)
     except CanaryError as error:
-        return CheckReport(0, 0, time.monotonic() - begin, _peak(), str(error), "canaries")
-    except (ReaderError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-        return CheckReport(0, 0, time.monotonic() - begin, _peak(), reason, "cannot_load")
-    report = run_canaries(reader, canaries)
+        return _failed(begin, str(error), CanariesFailed.reason_code)
+    except ReaderError as error:
+        return _failed(begin, str(error), CannotLoad.reason_code)
+    except MemoryError as error:
+        return _failed(begin, str(error) or "no memory", ProofStarved.reason_code)
     return CheckReport(
         len(canaries),
         len(report.failed),
@@ -131,15 +139,25 @@ def check_here(folder: Path, computing: Computing) -> CheckReport:
     )
 
 
+def _failed(begin: float, failure: str, reason_code: str) -> CheckReport:
+    return CheckReport(0, 0, time.monotonic() - begin, _peak(), failure, reason_code)
+
+
 def _read_or_refuse(output: bytes, status: int) -> CheckReport:
-    """The report of a child that found the release good. Raises CanariesFailed or CannotLoad."""
+    """The report of a child that found the release good. Raises as `check_in_child`."""
     report = _read_report(output)
     if status == -signal.SIGALRM:
         raise ProofTimedOut("the check of its canaries was ended by its own alarm")
+    if status == -signal.SIGKILL:
+        raise ProofStarved(
+            "the check of its canaries was ended by SIGKILL: the system ran out of memory"
+        )
     if report is None:
         raise CannotLoad(f"the check of its canaries {_ending(status)}")
     if report.reason_code == CanariesFailed.reason_code:
         raise CanariesFailed(report.failure)
+    if report.reason_code == ProofStarved.reason_code:
+        raise ProofStarved(f"there is no memory for its canaries: {report.failure}")
     if report.failure:
         raise CannotLoad(report.failure)
     return report

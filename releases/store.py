@@ -16,13 +16,18 @@ import fcntl
 import os
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from broker.log import SafeLog
 from protocol.checks import is_digest
+from reader.codecs import LOSSES_FILE
+from reader.weights import folder_digest
 from releases.chunk_folder import ChunkFolder
-from releases.errors import CrashLoop, StoreError
+from releases.errors import CrashLoop, ReleaseError, StoreError
 from releases.files import (
     PARTIAL_SUFFIX,
     read_json,
@@ -31,11 +36,10 @@ from releases.files import (
     translated,
     write_json,
 )
-from releases.store_state import Attempt, Refusal, StoreState
+from releases.store_state import Attempt, Refusal, StoreState, read_state
 from releases.trust import TrustState
 
-ORDERS_KEPT = 64
-REFUSALS_KEPT = 64
+_log = SafeLog("elma.releases")
 
 
 class ReleaseStore:
@@ -67,7 +71,7 @@ class ReleaseStore:
             self._trust = TrustState.from_json(
                 read_json(folder / "trust.json") or TrustState().to_json()
             )
-            self._state = StoreState.from_json(read_json(folder / "state.json") or {})
+            self._state = read_state(folder / "state.json")
         except StoreError:
             self.close()
             raise
@@ -122,10 +126,14 @@ class ReleaseStore:
         """The digests of all installed releases."""
         return tuple(sorted(path.name for path in self._installed.iterdir() if _is_release(path)))
 
-    def refusal(self, release: str, version: int) -> str | None:
-        """Why exactly this version is not tried again; None if nothing speaks against it."""
+    def refusal(self, manifest: str) -> str | None:
+        """Why exactly this manifest is not tried again; None if nothing speaks against it.
+
+        `manifest`: the sha256 of its signed bytes. Versions would not do: a stolen key, revoked
+        since, could have used up those of its successor.
+        """
         for one in self._state.refused:
-            if (one.release, one.version) == (release, version):
+            if one.manifest == manifest:
                 return one.reason
         return None
 
@@ -136,18 +144,19 @@ class ReleaseStore:
 
         Counts the start while the release is on probation, and goes back to the last good one when
         that happened more than `max_starts` times. A release whose folder is gone is not refused:
-        it may be fetched again.
+        it may be fetched again. A disk that is full does not keep the process from its start.
         """
         with self._changes:
-            probation = self._state.probation
+            state, probation = self._state, self._state.probation
             if probation is not None:
-                self._change(probation=probation.again())
+                state = state.changed(probation=probation.again())
                 if probation.starts >= self._max_starts:
-                    return self.fall_back(
-                        f"started {probation.starts} times and never worked long enough"
-                    )
-            if self.active is not None and self.installed(self.active) is None:
-                return self._go_back()
+                    reason = f"started {probation.starts} times and never worked long enough"
+                    state = self._gone_back(state.refusing_active(reason))
+            if state.active is not None and self.installed(state.active) is None:
+                state = self._gone_back(state)
+            if state != self._state:
+                self._decide(state)
             return self.active
 
     def confirm(self) -> None:
@@ -166,45 +175,38 @@ class ReleaseStore:
     def fall_back(self, reason: str) -> str | None:
         """Refuse the release in use and go back to the last good one, or to none; returns it."""
         with self._changes:
-            state = self._state
-            if state.active is not None and state.version is not None:
-                self.refuse(state.active, state.version, reason)
-            return self._go_back()
+            self._decide(self._gone_back(self._state.refusing_active(reason)))
+            return self.active
 
-    def _go_back(self) -> str | None:
-        state, good = self._state, self._state.last_good
-        if good is not None and self.installed(good) is None:
-            good = None
-        self._change(
-            active=good,
-            version=state.last_good_version if good else None,
-            expires=state.last_good_expires if good else None,
-            last_good=None,
-            last_good_version=None,
-            last_good_expires=None,
-            probation=None,
-        )
-        return good
+    def go_back(self) -> str | None:
+        """The same without a word against the release: it may be fetched again."""
+        with self._changes:
+            self._decide(self._gone_back(self._state))
+            return self.active
+
+    def _gone_back(self, state: StoreState) -> StoreState:
+        good = state.last_good
+        return state.gone_back(has_last_good=good is not None and self.installed(good) is not None)
 
     # -- decisions of the follower ---------------------------------------------------------
 
     def save_trust(self, trust: TrustState) -> None:
         """Remember; returns when the disk has it."""
         with self._changes:
-            write_json(self.folder / "trust.json", trust.to_json())
+            self._write("trust.json", trust.to_json())
             self._trust = trust
 
-    def begin_trial(self, release: str, version: int) -> None:
+    def begin_trial(self, release: str, version: int, manifest: str) -> None:
         """Note that the process may die of what comes next. Raises CrashLoop, and refuses the
-        release, when it did so more than `max_starts` times."""
+        manifest, when it did so more than `max_starts` times."""
         with self._changes:
             trial = self._state.trial
-            if trial is None or (trial.release, trial.version) != (release, version):
-                trial = Attempt(release, version, 0)
+            if trial is None or trial.manifest != manifest:
+                trial = Attempt(release, version, manifest, 0)
             if trial.starts >= self._max_starts:
                 died = f"the process died {trial.starts} times"
-                reason = f"{died} while it took this release, or had no time for it"
-                self.refuse(release, version, reason)
+                reason = f"{died} while it took this release, or had no time or memory for it"
+                self.refuse(release, version, manifest, reason)
                 raise CrashLoop(f"release {release[:16]} version {version}: {reason}")
             self._change(trial=trial.again())
 
@@ -214,57 +216,59 @@ class ReleaseStore:
             if self._state.trial is not None:
                 self._change(trial=None)
 
-    def refuse(self, release: str, version: int, reason: str) -> None:
-        """Never try exactly this version again."""
+    def refuse(self, release: str, version: int, manifest: str, reason: str) -> None:
+        """Never try exactly this manifest again."""
         with self._changes:
-            kept = [
-                one
-                for one in self._state.refused
-                if (one.release, one.version) != (release, version)
-            ]
-            kept.append(Refusal(release, version, reason))
-            self._change(refused=tuple(kept[-REFUSALS_KEPT:]), trial=None)
+            self._save(self._state.refusing(Refusal(release, version, manifest, reason)))
 
-    def commit(self, release: str, version: int, expires: float) -> None:
-        """`release` is in use now. Another one than before begins its probation, and the one
-        before is the last good one, unless it was on probation itself."""
+    def commit(self, release: str, version: int, manifest: str, expires: float) -> None:
+        """`release` is in use now, by the manifest with this sha256; see `StoreState.committed`."""
         with self._changes:
-            state = self._state
-            if release == state.active:
-                self._change(version=version, expires=expires, trial=None)
-                return
-            if state.active is not None and state.probation is None:
-                state = state.changed(
-                    last_good=state.active,
-                    last_good_version=state.version,
-                    last_good_expires=state.expires,
-                )
-            self._save(
-                state.changed(
-                    active=release,
-                    version=version,
-                    expires=expires,
-                    probation=Attempt(release, version, 0),
-                    trial=None,
-                )
-            )
+            self._save(self._state.committed(release, version, manifest, expires))
 
-    def order_sequence(self, release: str) -> int:
-        """The highest sequence of a rollout order that was seen for a release; 0 for none."""
-        return self._state.orders.get(release, 0)
+    def order_sequence(self, release: str, rollout_public: bytes) -> int:
+        """The highest sequence of the rollout orders that this key gave for a release; 0 for none.
 
-    def note_order(self, release: str, sequence: int) -> None:
-        """Orders below this one do not count any more."""
+        By key: what a stolen one counted up to says nothing about the next one.
+        """
+        return self._state.orders.get(_order_name(release, rollout_public), 0)
+
+    def note_order(self, release: str, rollout_public: bytes, sequence: int) -> None:
+        """Orders of this key below this one do not count any more."""
         with self._changes:
-            if sequence > self.order_sequence(release):
-                orders = {
-                    name: number for name, number in self._state.orders.items() if name != release
-                }
-                orders[release] = sequence
-                kept = list(orders.items())[-ORDERS_KEPT:]
-                self._change(orders=dict(kept))
+            if sequence > self.order_sequence(release, rollout_public):
+                self._save(self._state.with_order(_order_name(release, rollout_public), sequence))
 
     # -- folders ---------------------------------------------------------------------------
+
+    def sound(self, release: str) -> Path | None:
+        """The complete folder of a release; one whose files are no longer what was signed is
+        removed, as if it had never been here."""
+        path = self.installed(release)
+        if path is None:
+            return None
+        with suppress(OSError):  # what cannot be read is damaged as well
+            if folder_digest(path) == release:
+                return path
+        _log.error("release_damaged", release=release)
+        self._drop(release)
+        return None
+
+    def remove_damaged(self) -> None:
+        """Remove every release that is not `sound`."""
+        for release in self.releases():
+            self.sound(release)
+
+    def remove_beside(self, release: str) -> bool:
+        """Remove what a reader loads and the digest does not cover, so that no damage to it speaks
+        against the release; the channel's next manifest brings it back. Whether any was there."""
+        path = self.path_of(release) / LOSSES_FILE
+        with translated(f"{path} cannot be removed"):
+            if not path.exists():
+                return False
+            path.unlink()
+            _log.error("release_file_removed", release=release, file=path.name)
+            return True
 
     def install(self, assembled: Path, release: str) -> Path:
         """Move a complete, synced folder into place, in one step."""
@@ -283,13 +287,7 @@ class ReleaseStore:
         with self._changes:
             if release in (self._state.active, self._state.last_good):
                 raise StoreError(f"release {release[:16]} is in use and cannot be removed")
-            path = self.path_of(release)
-            going = self.partial_folder(release)
-            if path.is_dir():
-                with translated(f"{path} cannot be removed"):
-                    remove_tree(going)
-                    path.rename(going)
-                remove_tree(going)
+            self._drop(release)
 
     def collect(self, keep: Collection[str] = ()) -> None:
         """Remove every installed release but the one in use, the last good one, and `keep`."""
@@ -297,6 +295,17 @@ class ReleaseStore:
         for release in self.releases():
             if release not in kept:
                 self.remove(release)
+
+    def _drop(self, release: str) -> None:
+        """Out of sight in one step, and then off the disk."""
+        path, going = self.path_of(release), self.partial_folder(release)
+        if path.is_dir():
+            with translated(f"{path} cannot be removed"):
+                remove_tree(going)
+                path.rename(going)
+            remove_tree(going)
+
+    # -- the disk --------------------------------------------------------------------------
 
     def _clear_partial(self) -> None:
         """Remove what an interrupted write or assembly left."""
@@ -308,9 +317,26 @@ class ReleaseStore:
     def _change(self, **values: object) -> None:
         self._save(self._state.changed(**values))
 
+    def _decide(self, state: StoreState) -> None:
+        """What holds in this process even where the disk cannot have it now."""
+        try:
+            self._save(state)
+        except ReleaseError as error:
+            _log.error("release_state_not_saved", why=str(error))
+            self._state = state
+
     def _save(self, state: StoreState) -> None:
-        write_json(self.folder / "state.json", state.to_json())
+        self._write("state.json", state.to_json())
         self._state = state
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        if self._lock < 0:
+            raise StoreError(f"release store {self.folder} is closed; open it anew")
+        write_json(self.folder / name, document)
+
+
+def _order_name(release: str, rollout_public: bytes) -> str:
+    return f"{release}/{rollout_public.hex()}"
 
 
 def _is_release(path: Path) -> bool:

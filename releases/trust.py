@@ -53,15 +53,21 @@ class Used:
 
 @dataclass(frozen=True)
 class TrustState:
-    """What a device remembers: the newest key list, and what it used of each (channel, key id)."""
+    """What a device remembers: the newest key list, and what it used of each channel and signing
+    key. The key is its public half: another publisher's may have the same name."""
 
     key_list: SignedKeyList | None = None
-    used: Mapping[tuple[str, str], Used] = field(default_factory=dict)
+    used: Mapping[tuple[str, bytes], Used] = field(default_factory=dict)
 
-    def with_used(self, signed: SignedManifest, manifest: Manifest) -> TrustState:
-        """The state after a release came into use."""
+    def with_used(self, signed: SignedManifest, manifest: Manifest, signer: bytes) -> TrustState:
+        """The state after a release came into use; `signer` as of `signer_of`."""
         used = Used(manifest.version, payload_sha256(signed), manifest.created)
-        return replace(self, used={**self.used, (manifest.channel, signed.key_id): used})
+        return replace(self, used={**self.used, (manifest.channel, signer): used})
+
+    def is_used(self, channel: str, signed: SignedManifest) -> bool:
+        """Whether this very manifest is the highest that was used of its key."""
+        sha256 = payload_sha256(signed)
+        return any(one == channel and used.sha256 == sha256 for (one, _), used in self.used.items())
 
     def to_json(self) -> dict[str, Any]:
         """For `trust.json`."""
@@ -71,8 +77,8 @@ class TrustState:
             if keys is None
             else {"payload": _to_text(keys.payload), "signature": _to_text(keys.signature)},
             "used": [
-                {"channel": channel, "key_id": key_id, **vars(used)}
-                for (channel, key_id), used in self.used.items()
+                {"channel": channel, "signer": _to_text(signer), **vars(used)}
+                for (channel, signer), used in self.used.items()
             ],
         }
 
@@ -86,7 +92,7 @@ class TrustState:
                 if keys is None
                 else SignedKeyList(_to_bytes(keys["payload"]), _to_bytes(keys["signature"])),
                 {
-                    (str(one["channel"]), str(one["key_id"])): Used(
+                    (str(one["channel"]), _to_bytes(one["signer"])): Used(
                         int(one["version"]), str(one["sha256"]), float(one["created"])
                     )
                     for one in document["used"][:MAX_USED]
@@ -157,6 +163,11 @@ def newer_key_list(
     return signed.key_list if offered.version > known.version else None
 
 
+def signer_of(signed: SignedManifest, trust: TrustState, publisher: PublisherTrust) -> bytes:
+    """The public key that signed a manifest which `check_manifest` has believed (32 bytes)."""
+    return current_keys(trust, publisher, signed.key_list).public_of(signed.key_id)
+
+
 def payload_sha256(signed: SignedManifest) -> str:
     """The name of exactly this manifest."""
     return hashlib.sha256(signed.payload).hexdigest()
@@ -202,14 +213,15 @@ def _check_order(
     signed: SignedManifest, manifest: Manifest, trust: TrustState, keys: KeyList
 ) -> None:
     """Nothing older than what was in use, of this key or of another one that is still trusted."""
-    for (channel, key_id), used in trust.used.items():
+    signer = keys.public_of(signed.key_id)
+    for (channel, other), used in trust.used.items():
         if channel != manifest.channel:
             continue
-        if key_id != signed.key_id:
-            if key_id in keys.keys and manifest.created < used.created:
+        if other != signer:
+            if other in keys.keys.values() and manifest.created < used.created:
                 raise Rollback(
                     f"manifest {manifest.version} of key {signed.key_id!r} is older than manifest "
-                    f"{used.version} of key {key_id!r}, which was in use here"
+                    f"{used.version} of another trusted key, which was in use here"
                 )
         elif manifest.version < used.version:
             raise Rollback(

@@ -1,6 +1,6 @@
-"""What every test gets: one torch thread, logging as it was, free ports, and the mosquitto program.
+"""What every test gets: one torch thread, logging as it was, free ports, and the system's programs.
 
-With CI=true a missing mosquitto is a failure; elsewhere it is a skip with its reason.
+With CI=true a missing mosquitto or Prometheus is a failure; elsewhere it is a skip with its reason.
 """
 
 from __future__ import annotations
@@ -57,11 +57,26 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def mosquitto_program() -> Path:
     """This machine's mosquitto; a skip where there is none, a failure under CI=true."""
-    found = shutil.which(
-        "mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-    )
+    return find_program("mosquitto", package="mosquitto")
+
+
+@pytest.fixture(scope="session")
+def prometheus_program() -> Path:
+    """This machine's Prometheus; a skip where there is none, a failure under CI=true."""
+    return find_program("prometheus", package="prometheus")
+
+
+@pytest.fixture(scope="session")
+def promtool_program() -> Path:
+    """What tests rules of Prometheus; a skip where there is none, a failure under CI=true."""
+    return find_program("promtool", package="prometheus")
+
+
+def find_program(name: str, *, package: str) -> Path:
+    """Where a program of the system is; a skip where it is not, a failure under CI=true."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        reason = "mosquitto is not installed (Debian: apt-get install mosquitto)"
+        reason = f"{name} is not installed (Debian: apt-get install {package})"
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}, and CI=true demands it")
         pytest.skip(reason)

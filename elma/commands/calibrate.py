@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elma.commands.calibrate_audit import calibrate_from_audit
+from elma.commands.calibrate_audit import calibrate_from_audit, copy_model
 from elma.commands.evaluate import (
     DATA_HELP,
     METRIC_COLUMNS,
@@ -98,8 +98,8 @@ def calibrate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for exits.json (default: the model's own); with --from-audit, the folder "
-            "of the new model, which has all other files of the old one."
+            help="Folder for exits.json (default: the model's own). A folder that is not there yet "
+            "gets the model's other files too, and with --from-audit it must be such a one."
         ),
     ] = None,
     threads: ThreadsOption = None,
@@ -209,9 +209,11 @@ def _written(model: str, chosen: Calibration, out: Path | None) -> Path:
     """The folder that `exits.json` was written into."""
     from reader.weights import resolve_model_folder
 
-    folder = out or resolve_model_folder(model)
+    source = resolve_model_folder(model)
+    folder = out or source
+    if not folder.exists():
+        copy_model(source, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         chosen.settings.save(folder)
     except OSError as error:
         raise CommandError(

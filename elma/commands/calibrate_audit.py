@@ -45,7 +45,7 @@ def calibrate_from_audit(
     allowed = DEFAULT_MAX_DISAGREEMENT if max_disagreement is None else max_disagreement
     wanted = Wanted(allowed, confidence, edge_layers)
     proposal = propose(read_audit_files(files), release, settings, wanted)
-    _copy_model(folder, out)
+    copy_model(folder, out)
     proposal.settings.save(out)
     report = {
         "model": folder.name,
@@ -58,6 +58,12 @@ def calibrate_from_audit(
         **asdict(proposal),
     }
     print_json(report) if as_json else _print_proposal(report)
+    before, after = proposal.before, proposal.after
+    if before.disagreement_bound <= allowed and before.share_on_device >= after.share_on_device:
+        print_status(
+            f"warning: the thresholds of now keep {allowed:g} % already and leave as much on the "
+            "device; there is nothing to gain by publishing these"
+        )
     if proposal.after.share_on_device == 0.0:
         print_status(
             f"warning: {proposal.records} records could not show that any early exit keeps "
@@ -67,7 +73,7 @@ def calibrate_from_audit(
     print_status(f"wrote {out}; only {SETTINGS_FILE} differs from {folder.name}")
 
 
-def _copy_model(folder: Path, out: Path) -> None:
+def copy_model(folder: Path, out: Path) -> None:
     """A new folder with every file of the model, but its exit settings."""
     from reader.exits import SETTINGS_FILE
 

@@ -26,7 +26,9 @@ def run(
         typer.Option(envvar="ELMA_EDGE_CONFIG", help="TOML file; examples/edge.toml shows all."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of this edge at the broker.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder, or elma-small.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, elma-small, elma-fast, or none.")
+    ] = None,
     outbox: Annotated[Path | None, typer.Option(help="SQLite file of accepted questions.")] = None,
     engine: ServiceEngineOption = None,
     precision: ServicePrecisionOption = None,

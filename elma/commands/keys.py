@@ -223,7 +223,12 @@ def _rotate_publisher(
     root_file: Path, public_file: Path, secret_file: Path, key_id: str | None
 ) -> dict[str, Any]:
     """A new signing key in the list; its secret takes the place of the one before."""
-    from protocol.key_files import describe_trust, load_publisher_public, save_publisher_secret
+    from protocol.key_files import (
+        describe_trust,
+        load_publisher_public,
+        load_publisher_secret,
+        save_publisher_secret,
+    )
     from protocol.signing import SigningKey
 
     keys = load_publisher_public(public_file).keys()
@@ -236,8 +241,9 @@ def _rotate_publisher(
     key = SigningKey.make(name)
     # The list first: a key that no list names signs nothing that counts.
     trust = _sign_list(root_file, public_file, keys.with_key(name, key.public))
+    before = load_publisher_secret(secret_file).key_id if secret_file.exists() else None
     save_publisher_secret(secret_file, key, replace=True)
-    return {"key_id": name, **describe_trust(trust)}
+    return {"key_id": name, "replaced_key_id": before, **describe_trust(trust)}
 
 
 def _revoke_publisher(
@@ -253,7 +259,7 @@ def _revoke_publisher(
             f"{key_id!r} is the key that signs releases now; run --rotate first, then --revoke"
         )
     trust = _sign_list(root_file, public_file, keys.without_key(key_id))
-    return {"key_id": key_id, **describe_trust(trust)}
+    return {"key_id": current, "revoked_key_id": key_id, **describe_trust(trust)}
 
 
 def _sign_list(root_file: Path, public_file: Path, keys: KeyList) -> PublisherTrust:

@@ -67,6 +67,10 @@ def publish(
     signature: Annotated[
         Path | None, typer.Option(help="Publish what was prepared and signed: `elma sign`'s file.")
     ] = None,
+    resend: Annotated[
+        bool,
+        typer.Option("--resend", help="Send every chunk again, whatever the broker has."),
+    ] = False,
     as_is: Annotated[
         bool,
         typer.Option("--as-is", help="Send plain floats as they are. Default: packed as int8."),
@@ -150,7 +154,7 @@ def publish(
             else:
                 record = _sign_here(work, settings.key_file, content, terms, checks)
             with _bytes_bar() as progress:
-                work.send(record, progress)
+                work.send(record, progress, resend=resend)
         work.roll_out(record, share, None if no_wait else wait_seconds, note)
         report = work.finish(record, export)
     print_json(report) if as_json else _print_report(report)

@@ -128,6 +128,25 @@ def stage(
     _order(settings, wish, as_json)
 
 
+@app.command("rotate-key")
+def rotate_key(
+    store: StoreOption = None,
+    publisher_public: PublicOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new key for rollout orders, because the one in the store may be known to others."""
+    from publisher.store import PublisherStore
+
+    settings = publisher_settings(config, None, store, publisher_public)
+    key = PublisherStore(settings.store).rotate_rollout_key()
+    if as_json:
+        print_json({"fingerprint": key.fingerprint})
+        return
+    typer.echo(f"rollout orders are signed by {key.fingerprint} from the next version on")
+    typer.echo("now run `elma publish --refresh` for each channel; it keeps share and pause")
+
+
 @app.command()
 def run(
     context: typer.Context,
@@ -173,15 +192,22 @@ def run(
 
 def _order(settings: Any, wish: dict[str, Any], as_json: bool, *, excuse: bool = False) -> None:
     """Give, publish and print the next order."""
+    from protocol.key_files import load_publisher_public
     from publisher.judging import excuse_failures
     from publisher.line import Line
     from publisher.rollout import Wish, give_order, publish_order
+    from publisher.sending import refuse_if_taken
     from publisher.store import PublisherStore
 
     known = PublisherStore(settings.store)
+    trust = load_publisher_public(settings.publisher_public_key_file)
     with Line(settings.broker, settings.channel) as line:
         line.wait_ready(settings.broker.connect_timeout_seconds * 3)
         fleet = line.view.picture()
+        record = known.channel(settings.channel).current
+        if record is not None:
+            manifest = known.manifest(settings.channel, record)
+            refuse_if_taken(known, settings.channel, fleet, trust, manifest)
         if excuse:
             excuse_failures(known, settings.channel, fleet)
         order, signed = give_order(known, settings.channel, Wish(**wish), fleet, time.time())

@@ -129,13 +129,18 @@ def free_ports(count: int) -> list[int]:
 
 
 def write_toml(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a settings file: plain values first, then one table for each mapping."""
+    """Write a settings file."""
+    path.write_text(toml_text(settings), encoding="utf-8")
+
+
+def toml_text(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML: plain values first, then one table for each mapping."""
     plain = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
     tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     lines = _toml_lines(plain)
     for name, table in tables.items():
         lines += ["", f"[{name}]", *_toml_lines(table)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _toml_lines(values: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks of the machine: its processor, its memory, the disk that the outbox lies on.
+"""Checks of the machine: its processor, its memory, the disk under the outbox and the releases.
 
 Output: findings. Neighbour: `elma.bench.machine` knows where the figures stand.
 """
@@ -45,23 +45,35 @@ def check_memory(memory_file: Path = MEMORY_FILE) -> Finding:
 def check_disk(outbox: Path) -> Finding:
     """Whether accepted questions can be stored where the outbox is to lie."""
     folder = outbox.absolute().parent
+    return _check_room("disk", folder, f"{folder}, where the outbox lies", "outbox")
+
+
+def check_store(folder: Path) -> Finding:
+    """Whether releases can be stored; the store is made when it is first needed."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    return _check_room("release store", there, f"{folder}, for releases", "releases.folder")
+
+
+def _check_room(name: str, folder: Path, place: str, setting: str) -> Finding:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(
-            "disk",
+            name,
             State.FAILED,
-            f"the outbox's folder {folder} cannot be used: {error.strerror}",
-            f"make it: mkdir -p {folder}, or set another `outbox`",
+            f"the folder {folder} cannot be used: {error.strerror}",
+            f"make it: mkdir -p {folder}, or set another `{setting}`",
         )
     figures = {"folder": str(folder), "free_bytes": free}
-    text = f"{in_mb(free)} free in {folder}, where the outbox lies"
+    text = f"{in_mb(free)} free in {place}"
     if not os.access(folder, os.W_OK | os.X_OK):
-        advice = f"let this user write into {folder}, or set another `outbox`"
-        return Finding("disk", State.FAILED, f"{folder} is not writable", advice, figures)
+        advice = f"let this user write into {folder}, or set another `{setting}`"
+        return Finding(name, State.FAILED, f"{folder} is not writable", advice, figures)
     if free < LITTLE_DISK_BYTES:
-        return Finding("disk", State.WARNING, text, "make room: a full disk refuses", figures)
-    return Finding("disk", State.OK, text, figures=figures)
+        return Finding(name, State.WARNING, text, "make room: a full disk refuses", figures)
+    return Finding(name, State.OK, text, figures=figures)
 
 
 def _read_meminfo(file: Path) -> dict[str, int]:

@@ -171,6 +171,7 @@ def share_threads(threads: int) -> int:
     """
     with _POOL_LOCK:
         if not _POOL:
+            onnxruntime.disable_telemetry_events()  # what a device does is nobody's business
             onnxruntime.set_global_thread_pool_sizes(threads, 1)
             memory = onnxruntime.OrtMemoryInfo(
                 "Cpu",

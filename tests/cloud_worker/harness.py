@@ -325,9 +325,13 @@ class Cloud:
         }
         write_toml(config, document | settings)
         process = WorkerProcess(name, config, self.next_log(name))
+        self.take(process)
+        return process.wait_ready() if ready else process
+
+    def take(self, process: ElmaProcess) -> None:
+        """It ends with the cloud, and its log is one of the cloud's."""
         self._stack.callback(process.stop)
         self.processes.append(process)
-        return process.wait_ready() if ready else process
 
     def next_log(self, name: str) -> Path:
         """A log file of its own for each life of a process."""

@@ -16,13 +16,20 @@ from broker.session import Session
 from cloud_worker import release_keeper
 from cloud_worker.agreement import AgreementCounter
 from cloud_worker.metrics import WorkerMetrics
-from cloud_worker.release_keeper import CATCH_UP_SECONDS, ReleaseKeeper
+from cloud_worker.release_keeper import CATCH_UP_SECONDS, LOAD_AGAIN_SECONDS, ReleaseKeeper
 from cloud_worker.release_start import load_releases
 from cloud_worker.settings import ReleaseSettings, WorkerSettings
 from protocol.release_messages import ModelState
 from protocol.topics import ModelStateTopic
 from reader.model import Reader
-from releases.errors import CanariesFailed, CannotLoad, NotEnoughSpace
+from reader.weights import folder_digest
+from releases.errors import (
+    CanariesFailed,
+    CannotLoad,
+    NotEnoughSpace,
+    ProofStarved,
+    ProofTimedOut,
+)
 from releases.progress import Candidate, Progress
 from releases.proving import CheckReport, Computing
 from releases.store import ReleaseStore
@@ -130,7 +137,7 @@ class Kept:
         manifest = SimpleNamespace(release=model.digest, version=version)
         self.follower.report(Progress("verified", target=model.digest, target_version=version))
         self.follower.adopt(Candidate(cast(Any, manifest), self.install(model)))
-        self.store.commit(model.digest, version, 2e9)
+        self.store.commit(model.digest, version, f"m{version}", 2e9)
         self.follower.report(Progress("active", release=model.digest, version=version))
 
     def say(self, edge: str, release: str | None) -> None:
@@ -195,7 +202,7 @@ def test_a_failure_is_told_until_something_newer_is_done_about_that_release(
     kept.follower.report(Progress("downloading", target=digest))
     assert kept.keeper.health()["failed"] == {}
     assert kept.keeper.health()["loading"] == [digest]
-    kept.store.refuse(digest, 1, "its canaries failed")
+    kept.store.refuse(digest, 1, "m1", "its canaries failed")
     kept.follower.report(Progress("active"))
     assert kept.keeper.health()["failed"] == {digest: "its canaries failed"}
 
@@ -206,6 +213,7 @@ def test_only_what_nobody_needs_makes_room(kept: Kept, models: list[Model]) -> N
     kept.adopt(models[2], version=2)
     with pytest.raises(NotEnoughSpace, match="finds no place"):  # own, in the channel, named
         kept.adopt(models[3], version=3)
+    assert models[3].digest not in {folder.name for folder in kept.checked}  # nothing in vain
     kept.say("kitchen", models[2].digest)
     kept.adopt(models[3], version=3)
     assert kept.releases.digests() == {models[place].digest for place in (0, 2, 3)}
@@ -261,7 +269,7 @@ def test_what_was_fetched_is_there_after_a_restart_and_is_proved_again(
     assert [folder.name for folder in kept.checked] == [models[1].digest]
 
 
-def test_a_release_that_cannot_be_loaded_any_more_gives_way_at_the_start(
+def test_a_release_that_was_damaged_gives_way_at_the_start_and_may_be_fetched_again(
     kept: Kept, models: list[Model]
 ) -> None:
     kept.adopt(models[1])
@@ -271,7 +279,71 @@ def test_a_release_that_cannot_be_loaded_any_more_gives_way_at_the_start(
     (kept.rules.folder / "installed" / models[2].digest / "model.safetensors").write_bytes(b"?")
     kept.start()
     assert kept.releases.digests() == {models[0].digest, models[1].digest}
-    assert models[2].digest in kept.keeper.health()["failed"]
+    assert kept.store.refusal("m2") is None
+    assert kept.store.installed(models[2].digest) is None
+    kept.adopt(models[2], version=2)
+    assert models[2].digest in kept.releases.digests()
+
+
+def test_a_release_that_cannot_be_loaded_gives_way_at_the_start_for_good(
+    kept: Kept, models: list[Model], tmp_path: Path
+) -> None:
+    made = make_tiny_model(tmp_path / "made", seed=9)
+    (made / "tokenizer.json").write_text("{}", encoding="utf-8")
+    bad = Model(made, folder_digest(made))  # complete, as it was signed, and of no use
+    kept.install(bad)
+    kept.store.commit(bad.digest, 1, "m1", 2e9)
+    kept.keeper.stop()
+    kept.start()
+    assert kept.releases.digests() == {models[0].digest}
+    assert "cannot be loaded" in (kept.store.refusal("m1") or "")
+    assert bad.digest in kept.keeper.health()["failed"]
+
+
+def test_a_spoilt_file_that_the_digest_does_not_cover_costs_no_release(
+    kept: Kept, models: list[Model]
+) -> None:
+    kept.adopt(models[1])
+    (kept.store.path_of(models[1].digest) / "codecs.json").write_bytes(b"\0\0")
+    kept.keeper.stop()
+    kept.start()
+    assert kept.releases.digests() == {models[0].digest, models[1].digest}
+    assert kept.store.refusal("m1") is None
+
+
+@pytest.mark.parametrize("passing", [ProofTimedOut("too busy"), ProofStarved("no memory")])
+def test_what_could_not_be_proved_at_the_start_is_tried_again_later(
+    kept: Kept, models: list[Model], passing: Exception
+) -> None:
+    kept.install(models[1])
+    kept.keeper.stop()
+    kept.start()
+    kept.refusal = passing
+    for _ in range(3):
+        kept.care()
+    assert len(kept.checked) == 1  # not at once
+    assert kept.keeper.health()["failed"] == {models[1].digest: str(passing)}
+    kept.refusal = None
+    kept.clock.now += LOAD_AGAIN_SECONDS[0]
+    kept.care()
+    assert models[1].digest in kept.releases.digests()
+    assert kept.keeper.health()["failed"] == {}
+
+
+def test_what_is_refused_or_damaged_at_the_start_is_not_tried_again(
+    kept: Kept, models: list[Model]
+) -> None:
+    for model in models[1:3]:
+        kept.install(model)
+    (kept.store.path_of(models[2].digest) / "model.safetensors").write_bytes(b"?")
+    kept.keeper.stop()
+    kept.start()
+    kept.refusal = CanariesFailed("2 of 3")
+    for _ in range(4):
+        kept.care()
+        kept.clock.now += LOAD_AGAIN_SECONDS[1]
+    assert [folder.name for folder in kept.checked] == [models[1].digest]
+    assert kept.keeper.health()["loading"] == []
 
 
 def test_a_release_is_confirmed_once_it_has_worked_for_long_enough(

@@ -234,6 +234,8 @@ def test_silence_is_answered_by_sending_the_same_bytes_again(
         assert worker.payloads[0] == worker.payloads[1]
         assert answer["bytes_sent"] == 2 * len(worker.payloads[0])
         assert edge.metric("elma_edge_retries_total") == 1
+        assert edge.metric("elma_edge_lease_expiries_total") == 1
+        assert edge.metric("elma_edge_busy_total") == 0
 
 
 def test_a_busy_worker_is_asked_again_later(
@@ -246,9 +248,11 @@ def test_a_busy_worker_is_asked_again_later(
             answers(worker, request, topic)
 
     with worker_at(mosquitto, reader, keys, busy_twice) as worker:
-        answer = cloud_edge(start_edge, mosquitto).ask()
-        assert answer["resolved_by"] == "cloud"
+        edge = cloud_edge(start_edge, mosquitto)
+        assert edge.ask()["resolved_by"] == "cloud"
         assert len(worker.requests) == 3
+        assert edge.metric("elma_edge_busy_total") == 2
+        assert edge.metric("elma_edge_lease_expiries_total") == 0
 
 
 def test_a_lease_that_runs_out_leads_to_another_attempt(

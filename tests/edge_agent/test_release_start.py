@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from edge_agent.release_start import begin, folders_at_hand, open_store
+from edge_agent.release_start import begin, folders_at_hand, load_release, open_store
 from edge_agent.settings import EdgeSettings
 from reader.errors import ModelFolderError
 from reader.weights import folder_digest
+from releases.errors import ContentError, NotEnoughSpace
 from releases.store import ReleaseStore
 from tests.tiny import make_tiny_model
 
@@ -52,7 +53,7 @@ def take(store: ReleaseStore, folder: Path, version: int, seed: int) -> str:
     made = make_tiny_model(folder / f"made-{version}", seed=seed)
     release = folder_digest(made)
     store.install(made, release)
-    store.commit(release, version, EXPIRES)
+    store.commit(release, version, f"m{version}", EXPIRES)
     return release
 
 
@@ -96,7 +97,7 @@ def test_after_too_many_starts_on_probation_the_last_good_one_is_back(
     assert start.given_up is not None
     assert (start.given_up.release, start.given_up.version) == (bad, 2)
     assert start.given_up.reason_code == "crash_loop"
-    assert store.refusal(bad, 2) is not None
+    assert store.refusal("m2") is not None
     assert begin(settings, store).given_up is None
 
 
@@ -135,7 +136,44 @@ def test_a_release_that_is_damaged_on_the_disk_gives_way_and_may_be_fetched_agai
     assert (start.given_up.release, start.given_up.reason_code) == (bad, "damaged")
     assert store.active == good
     assert store.installed(bad) is None
-    assert store.refusal(bad, 2) is None
+    assert store.refusal("m2") is None
+
+
+def test_a_spoilt_file_that_the_digest_does_not_cover_costs_no_release(
+    settings: EdgeSettings, store: ReleaseStore, tmp_path: Path
+) -> None:
+    release = take(store, tmp_path, 1, seed=1)
+    (store.path_of(release) / "codecs.json").write_bytes(b"\0\0\0")
+    start = begin(settings, store)
+    assert start.reader is not None
+    assert (start.reader.digest, start.given_up) == (release, None)
+    assert store.state.refused == ()
+
+
+def test_a_release_that_was_damaged_while_the_agent_ran_is_not_gone_back_to(
+    settings: EdgeSettings, store: ReleaseStore, tmp_path: Path
+) -> None:
+    release = take(store, tmp_path, 1, seed=1)
+    weights = store.path_of(release) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # loads, and is no longer what was signed
+    weights.write_bytes(content)
+    with pytest.raises(ContentError, match="no longer those of the release"):
+        load_release(settings, store, release)
+
+
+def test_a_full_disk_keeps_no_agent_from_its_start(
+    settings: EdgeSettings, store: ReleaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = take(store, tmp_path, 1, seed=1)
+
+    def full(*_: object) -> None:
+        raise NotEnoughSpace("no space left")
+
+    monkeypatch.setattr("releases.store.write_json", full)
+    start = begin(settings, store)
+    assert start.reader is not None
+    assert start.reader.digest == release
 
 
 def test_where_no_release_can_be_loaded_the_model_of_the_settings_answers(
@@ -145,14 +183,14 @@ def test_where_no_release_can_be_loaded_the_model_of_the_settings_answers(
     (made / "tokenizer.json").write_text("{}", encoding="utf-8")
     release = folder_digest(made)  # complete, as it was signed, and of no use
     store.install(made, release)
-    store.commit(release, 1, EXPIRES)
+    store.commit(release, 1, "m1", EXPIRES)
     start = begin(settings, store)
     assert start.reader is not None
     assert start.reader.digest == folder_digest(model_folder)
     assert store.active is None
     assert start.given_up is not None
     assert start.given_up.reason_code == "cannot_load"
-    assert "cannot be loaded" in (store.refusal(release, 1) or "")
+    assert "cannot be loaded" in (store.refusal("m1") or "")
 
 
 def test_without_a_channel_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from edge_agent.outbox import Outbox
 from edge_agent.questions import Question
 from reader.model import Reader
 from reader.weights import folder_digest
+from releases.errors import NotEnoughSpace
+from releases.follower import ReleaseFollower
+from releases.proving import CheckReport, check_in_child
 from releases.store import ReleaseStore
 from tests.edge_agent.conftest import (
     PASSAGE,
@@ -289,3 +292,58 @@ def test_a_first_release_whose_reader_fails_fails_its_questions_and_stays(
     response = edge.post({"question": QUESTION, "context": PASSAGE})
     assert (response.status_code, response.json()["error"]) == (500, "failed")
     assert edge.agent.local.reader.digest == release
+
+
+def test_a_release_that_is_damaged_between_its_proof_and_its_load_is_fetched_again(
+    press: Press,
+    mosquitto: RunningBroker,
+    start_edge: StartEdge,
+    new_folder: Path,
+    new_reader: Reader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damaged: list[Path] = []
+
+    def check(folder: Path, *given: Any, **named: Any) -> CheckReport:
+        report = check_in_child(folder, *given, **named)
+        if not damaged:
+            weights = folder / "model.safetensors"
+            content = bytearray(weights.read_bytes())
+            content[-1] ^= 1  # loads, and is no longer what was signed
+            weights.write_bytes(content)
+            damaged.append(weights)
+        return report
+
+    monkeypatch.setattr("edge_agent.release_life.check_in_child", check)
+    defaults = ReleaseFollower.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "retry_seconds", (0.1, 1.0))
+    edge = start_edge(mosquitto.settings(), releases=follow(press, tmp_path), offload=SILENT_CLOUD)
+    release = press.publish(new_folder, 2, canaries_of(new_reader))
+    wait_until(lambda: edge.ask()["release"] == release, 60.0)
+    assert damaged
+    assert folder_digest(tmp_path / "releases" / "installed" / release) == release
+
+
+def test_a_full_disk_keeps_no_agent_from_its_end(
+    press: Press,
+    mosquitto: RunningBroker,
+    start_edge: StartEdge,
+    new_folder: Path,
+    new_reader: Reader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = press.publish(new_folder, 2, canaries_of(new_reader))
+    rules = follow(press, tmp_path)
+    first = start_edge(mosquitto.settings(), releases=rules, offload=SILENT_CLOUD)
+    wait_until(lambda: releases_of(first)["on_probation"] == release, 60.0)
+    first.agent.stop()
+    second = start_edge(mosquitto.settings(), releases=rules, offload=SILENT_CLOUD)
+    assert releases_of(second)["on_probation"] == release  # a start that is to be forgiven
+    monkeypatch.setattr("releases.store.write_json", _full)
+    second.agent.stop()
+
+
+def _full(*_: object) -> None:
+    raise NotEnoughSpace("no space left")

@@ -98,6 +98,9 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ('[releases]\npublisher_public_key_file = "p"', r"set \[broker\]"),
         ("[releases]\nwindow = 4", "publisher_public_key_file"),
         ('[releases]\nquiet_hours = "22-6"', "quiet_hours"),
+        ("[metrics]\nreport_seconds = 60.0", r"set \[broker\]"),
+        ("[metrics]\nreport_seconds = 0.5", "report_seconds"),
+        ('[metrics]\ntextfile = "elma.txt"', "node_exporter"),
         ("name = ", "not valid TOML"),
     ],
 )

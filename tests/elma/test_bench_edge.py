@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from elma import extras
 from elma.bench import edge as edge_module
-from elma.bench.contest import hold_contest
-from elma.bench.contestants import Entry, Feature, choose_text, load_contestant
+from elma.bench.contest import Child, hold_contest
+from elma.bench.contestants import Entry, Feature, choose_text
 from elma.bench.edge import OURS, PADDED, EdgePlan, ratios_of, run_edge_bench
 from elma.bench.exporting import make_peers
 from elma.bench.machine import describe_machine
@@ -69,13 +69,24 @@ def test_peers_and_ours_answer_alike_at_full_depth(tiny: Path, tmp_path: Path) -
         Entry("onnx", "onnxruntime", str(peers.onnx_fp32), precision="fp32"),
         Entry("ours", "elma", str(tiny), engine="torch", precision="fp32", exits=False),
     ]
-    contestants = [load_contestant(entry, 1, 0.0) for entry in everybody]
-    for length in (3, 6, 500):  # the last one makes several windows
-        passage = " ".join(WORDS[place % len(WORDS)] for place in range(length))
-        answers = [who.answer("who built the tower", passage) for who in contestants]
+    lengths = (3, 6, 500)  # the last one makes several windows
+    asked = [
+        ("who built the tower", " ".join(WORDS[place % len(WORDS)] for place in range(length)))
+        for length in lengths
+    ]
+    (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    answers = [answers_of(entry, tmp_path / "asked.json", len(asked)) for entry in everybody]
+    for length, texts in zip(lengths, zip(*answers, strict=True), strict=True):
         # The peers' 20 best tokens hold such of the question too, so that they consider fewer
         # spans than we do where there are more than 20 tokens.
-        assert len(set(answers[:3] if length > 6 else answers)) == 1
+        assert len(set(texts[:3] if length > 6 else texts)) == 1
+
+
+def answers_of(entry: Entry, asked: Path, count: int) -> list[str]:
+    """Those of a contestant in a process of its own, as in a contest."""
+    with Child(entry, asked, threads=1, no_answer_threshold=0.0, isa="native") as child:
+        child.wait_loaded()
+        return child.answers(range(count))
 
 
 def test_no_answer_needs_the_null_to_win_by_more_than_the_threshold() -> None:

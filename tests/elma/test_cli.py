@@ -19,6 +19,7 @@ WITHOUT_JSON = {
     "edge run": "a service: it logs, and prints no result",
     "worker run": "a service: it logs, and prints no result",
     "rollout run": "a service: it logs, and prints no result",
+    "monitor": "a service: it logs, and prints no result",
 }
 
 

@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 
-from broker.run import run_broker
-from broker.settings import BrokerSettings
+from cloud_worker.settings import load_settings as load_worker_settings
 from edge_agent.settings import EdgeSettings
 from elma.doctor import engines
-from elma.doctor.broker import check_broker, check_keys
+from elma.doctor.broker import check_keys, check_pool
 from elma.doctor.engines import check_alternatives, check_choice
 from elma.doctor.examination import Patient, examine
 from elma.doctor.finding import Finding, State
 from elma.doctor.machine import check_disk, check_memory, check_processor
 from elma.doctor.model import check_canary, check_model
-from protocol.key_files import save_edge_keys, save_pool_public
+from protocol.key_files import save_edge_keys, save_edge_public, save_pool_keys, save_pool_public
 from protocol.keys import EdgeKeys, PoolKeys
 from reader.errors import EngineError
 from reader.exits import ExitSettings
@@ -188,20 +187,6 @@ def test_keys_have_to_be_there_and_belong_to_the_edge(tmp_path: Path) -> None:
     assert "kitchen" in finding("cellar").advice
 
 
-def test_a_broker_that_answers_is_ok_and_one_that_does_not_is_a_failure(
-    mosquitto_program: Path, tmp_path: Path, free_port: Callable[[], int]
-) -> None:
-    assert check_broker(None).state is State.OK
-    with run_broker("mosquitto", tmp_path / "broker") as broker:
-        finding = check_broker(broker.settings())
-        assert finding.state is State.OK
-        assert finding.figures["maximum_packet_bytes"] <= broker.maximum_packet_bytes
-    silent = BrokerSettings(port=free_port(), connect_timeout_seconds=1.0)
-    finding = check_broker(silent)
-    assert finding.state is State.FAILED
-    assert silent.address in finding.text
-
-
 def test_a_settings_file_has_its_keys_and_broker_looked_at(
     tmp_path: Path, model_folder: Path, free_port: Callable[[], int]
 ) -> None:
@@ -218,3 +203,52 @@ def test_a_settings_file_has_its_keys_and_broker_looked_at(
     assert findings["settings"].state is State.OK
     assert findings["keys"].state is State.OK
     assert findings["broker"].state is State.FAILED
+
+
+def test_a_device_that_waits_for_its_first_release_is_sound(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    save_edge_keys(tmp_path / "edge.json", EdgeKeys.make("kitchen"))
+    save_pool_public(tmp_path / "pool.json", PoolKeys.make("p1").public)
+    config = tmp_path / "edge.toml"
+    config.write_text(
+        f'name = "kitchen"\nmodel = "none"\nthreads = 1\n'
+        f"[broker]\nport = {free_port()}\nconnect_timeout_seconds = 1.0\n"
+        '[offload]\nedge_key_file = "edge.json"\npool_public_key_file = "pool.json"\n'
+        '[releases]\npublisher_public_key_file = "publisher.json"\nfolder = "to/be/made"\n',
+        encoding="utf-8",
+    )
+    findings = by_name(list(examine(Patient(config))))
+    assert findings["model"].state is State.OK
+    assert "channel stable" in findings["model"].text
+    assert "canary" not in findings
+    assert findings["release store"].state is not State.FAILED
+    assert findings["release store"].figures["folder"] == str(tmp_path)
+
+
+def test_a_worker_s_settings_have_the_same_things_looked_at(
+    tmp_path: Path, model_folder: Path, free_port: Callable[[], int]
+) -> None:
+    config = tmp_path / "worker.toml"
+    config.write_text(
+        f'name = "north"\nmodel = "{model_folder}"\nthreads = 1\n'
+        f"[broker]\nport = {free_port()}\nconnect_timeout_seconds = 1.0\n",
+        encoding="utf-8",
+    )
+    findings = by_name(list(examine(Patient(worker_config=config))))
+    assert "disk" not in findings  # it has no outbox
+    assert findings["model"].state is State.OK
+    assert findings["keys"].state is State.FAILED
+    assert findings["broker"].state is State.FAILED
+    save_pool_keys(tmp_path / "pool-secret.json", PoolKeys.make("p1"))
+    (tmp_path / "edges").mkdir()
+    assert check_pool(load_worker_settings(config)).state is State.WARNING
+    save_edge_public(tmp_path / "edges", "kitchen", EdgeKeys.make("kitchen").public)
+    sound = check_pool(load_worker_settings(config))
+    assert (sound.state, sound.figures["edges"]) == (State.OK, 1)
+
+
+def test_two_settings_files_at_once_are_refused(tmp_path: Path) -> None:
+    done = doctor("--config", str(tmp_path / "a"), "--worker-config", str(tmp_path / "b"))
+    assert done.returncode == 2
+    assert "not both" in done.stderr

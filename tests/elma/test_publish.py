@@ -23,10 +23,13 @@ from elma.bench.links import Link, ShapingProxy
 from elma.cli import app
 from elma.output import CommandError
 from protocol.messages import Presence, encode_message
-from protocol.topics import ModelStateTopic, PresenceTopic
-from publisher.errors import ReleaseRefused, SigningError, WorkersNotReady
+from protocol.release_messages import WorkerReleases
+from protocol.topics import ModelStateTopic, PresenceTopic, WorkerReleasesTopic
+from publisher.errors import ChannelTaken, ReleaseRefused, SigningError, WorkersNotReady
+from publisher.packing import pack
 from publisher.store import PublisherStore
 from reader.canaries import load_canaries, run_canaries
+from reader.codecs import LOSSES_FILE
 from reader.model import Reader
 from reader.weights import folder_digest
 from releases.errors import CanariesFailed
@@ -252,6 +255,27 @@ def test_a_paused_rollout_goes_on_when_resumed(desk: Desk, device: Callable[...,
     kitchen.wait_active(1)
 
 
+def test_the_same_publish_again_moves_neither_a_stage_nor_a_pause(desk: Desk) -> None:
+    desk.publish(desk.model("a"), "--stage", "50%")
+    desk.run("rollout", "pause", "--reason", "a strange noise", *desk.options())
+    again = desk.publish(desk.model("a"), "--stage", "100%")
+    assert (again["share"], again["paused"]) == (0.5, True)
+    assert desk.run("rollout", "status", *desk.options())["rollout"]["paused"]
+
+
+def test_workers_that_are_all_away_hold_a_release_back(desk: Desk) -> None:
+    speaker = Session(desk.broker.settings(), "speaker")
+    speaker.start()
+    assert speaker.wait_connected(WAIT_SECONDS)
+    report = WorkerReleases("one", (), (), (), (), time.time())
+    topic = str(WorkerReleasesTopic("one"))
+    speaker.publish(Publication(topic, report.encode(), 1, True)).wait(WAIT_SECONDS)
+    with pytest.raises(WorkersNotReady, match="one was lately"):
+        desk.publish(desk.model("a"))
+    assert desk.publish(desk.model("a"), "--no-wait")["share"] == 1.0
+    speaker.stop()
+
+
 def test_a_prepared_release_is_signed_elsewhere(desk: Desk, device: Callable[..., Device]) -> None:
     kitchen = device("kitchen")
     unsigned = str(desk.folder / "one.unsigned")
@@ -430,3 +454,25 @@ def test_a_folder_of_plain_floats_goes_out_packed_and_the_same_each_time(desk: D
     packed = next((desk.folder / "store" / "packed").glob("*/a"))
     assert folder_digest(packed) == first["release"]
     assert Reader.load(packed, engine="torch").config == Reader.load(model, engine="torch").config
+
+
+def test_new_codec_losses_reach_a_folder_that_was_packed_before(desk: Desk) -> None:
+    model = Path(desk.model("a"))
+    (model / LOSSES_FILE).write_text("old")
+    packed = pack(model, desk.folder / "packed")
+    (model / LOSSES_FILE).write_text("new")
+    assert pack(model, desk.folder / "packed") == packed
+    assert (packed / LOSSES_FILE).read_text() == "new"
+    (model / LOSSES_FILE).unlink()
+    assert not (pack(model, desk.folder / "packed") / LOSSES_FILE).exists()
+
+
+def test_a_stale_store_steers_no_release_of_another(desk: Desk) -> None:
+    desk.publish(desk.model("a"))
+    store = desk.folder / "store"
+    stale = store.rename(desk.folder / "stale")
+    desk.publish(desk.model("b", 1))
+    store.rename(desk.folder / "newer")
+    stale.rename(store)
+    with pytest.raises(ChannelTaken, match="made later and elsewhere"):
+        desk.run("rollout", "stage", "50%", *desk.options())

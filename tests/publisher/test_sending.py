@@ -240,6 +240,11 @@ def test_a_worker_that_cannot_load_it_ends_the_wait_with_its_reason(
 def test_a_worker_that_has_gone_is_not_waited_for(open_line: OpenLine, members: Members) -> None:
     members.worker("one")
     members.say(PresenceTopic("worker", "one"), encode_message(Presence(False)))
+    members.worker("two", "1" * 64)
+    assert wait_for_workers(open_line(), "1" * 64, WAIT_SECONDS) == ["two"]
+
+
+def test_where_no_worker_ever_was_none_is_waited_for(open_line: OpenLine) -> None:
     assert wait_for_workers(open_line(), "1" * 64, WAIT_SECONDS) == []
 
 

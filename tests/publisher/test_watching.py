@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from broker.run import RunningBroker
 from protocol.manifest import Manifest
-from protocol.release_messages import RolloutOrder, edge_fraction
+from protocol.release_messages import MAX_COUNT, RolloutOrder, edge_fraction
+from protocol.topics import ManifestTopic, RolloutTopic
 from publisher.errors import PublisherSettingsError, RolloutError
 from publisher.fleet import Fleet
 from publisher.judging import excuse_failures, judge
@@ -297,9 +299,34 @@ def test_a_refresh_keeps_a_pause(rollout: Rollout) -> None:
 def test_orders_count_on_beyond_what_the_channel_shows(rollout: Rollout) -> None:
     rollout.sees(lambda fleet: fleet.order is not None)
     with rollout.publisher.store.change("stable") as state:
-        state.sequence = 0
+        state.order = None  # a store that was restored from an older copy
     rollout.give(share=0.1)
     assert rollout.order().sequence == 2
+
+
+def test_a_new_rollout_key_counts_anew_and_keeps_share_and_pause(rollout: Rollout) -> None:
+    rollout.give(paused=True, reason="by hand")
+    publisher = rollout.publisher
+    before = rollout.order()
+    publisher.store.rotate_rollout_key()
+    with pytest.raises(RolloutError, match="another rollout key"):
+        rollout.give(share=1.0)
+    wanted = Wanted("stable", publisher.key.key_id, 1e6, rollout.clock.now)
+    record = publisher.sign(draft_refresh(publisher.store, wanted, Fleet(), publisher.trust))
+    with publisher.store.change("stable") as state:
+        state.mark_published(record)
+    order, _ = order_for(publisher.store, "stable", None, "renewed", Fleet(), rollout.clock.now)
+    assert (order.share, order.paused) == (before.share, True)
+    assert order.sequence == 1
+
+
+def test_a_key_whose_numbers_are_used_up_is_named_with_the_way_out(rollout: Rollout) -> None:
+    key = rollout.publisher.store.rollout_key()
+    last = replace(rollout.order(), sequence=MAX_COUNT).sign(key)
+    with rollout.publisher.store.change("stable") as state:
+        state.order = last
+    with pytest.raises(RolloutError, match="rotate-key"):
+        rollout.give(share=1.0)
 
 
 def test_another_stores_key_steers_nothing(rollout: Rollout) -> None:
@@ -366,3 +393,23 @@ def test_the_example_shows_the_defaults(tmp_path: Any) -> None:
     assert (shown.name, shown.channel, shown.store.name) == ("main", "stable", default.store.name)
     named = set(tomllib.loads(path.read_text(encoding="utf-8"))["rollout"])
     assert named == set(RolloutSettings.model_fields)
+
+
+def test_an_order_that_was_cleared_is_shown_again(rollout: Rollout, members: Members) -> None:
+    watcher = rollout.watcher()
+    watcher.step()
+    rollout.sees(lambda fleet: fleet.order is not None and fleet.manifest is not None)
+    members.say(RolloutTopic("stable"), b"")
+    rollout.sees(lambda fleet: fleet.order is None)
+    watcher.step()
+    rollout.sees(lambda fleet: fleet.order is not None)
+
+
+def test_garbage_in_place_of_the_manifest_is_replaced(rollout: Rollout, members: Members) -> None:
+    watcher = rollout.watcher()
+    watcher.step()
+    rollout.sees(lambda fleet: fleet.manifest is not None)
+    members.say(ManifestTopic("stable"), b"garbage")
+    rollout.sees(lambda fleet: fleet.manifest is None)
+    watcher.step()
+    rollout.sees(lambda fleet: fleet.manifest is not None)

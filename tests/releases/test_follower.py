@@ -18,6 +18,7 @@ from protocol.topics import BlobTopic
 from reader.weights import folder_digest
 from releases.errors import CanariesFailed
 from releases.follower import Candidate
+from releases.trust import payload_sha256
 from tests.releases.conftest import Follows
 from tests.releases.plant import (
     NOW,
@@ -69,7 +70,7 @@ def test_nothing_is_taken_before_an_order_that_includes_the_device(
     assert not device.fetched
     announce(publisher, plant.sign(manifest), plant.order(manifest, sequence=3))
     wait_until(lambda: device.state == "active")
-    assert device.store.order_sequence(manifest.release) == 3
+    assert device.store.order_sequence(manifest.release, plant.rollout.public) == 3
 
 
 def test_an_order_never_goes_back_even_over_a_restart(
@@ -78,7 +79,7 @@ def test_an_order_never_goes_back_even_over_a_restart(
     manifest = plant.manifest(model, 1)
     announce(publisher, plant.sign(manifest), plant.order(manifest, sequence=5, paused=True))
     device = follow()
-    wait_until(lambda: device.store.order_sequence(manifest.release) == 5)
+    wait_until(lambda: device.store.order_sequence(manifest.release, plant.rollout.public) == 5)
     device.stop()
     upload(publisher, plant)
     announce(publisher, plant.sign(manifest), plant.order(manifest, sequence=4))
@@ -167,7 +168,7 @@ def test_a_refused_release_is_not_tried_again_until_a_higher_version_comes(
     assert device.store.active == first.release
     assert device.store.installed(bad.release) is None
     announce(publisher, plant.sign(bad), plant.order(bad, sequence=2))
-    wait_until(lambda: device.store.order_sequence(bad.release) == 2)
+    wait_until(lambda: device.store.order_sequence(bad.release, plant.rollout.public) == 2)
     higher = plant.manifest(tmp_path / "bad", 3)
     announce(publisher, plant.sign(higher), plant.order(higher, sequence=3))
     wait_until(lambda: device.store.state.version == 3)
@@ -178,10 +179,11 @@ def test_a_release_that_kills_the_process_again_and_again_is_refused(
     plant: Plant, model: Path, publisher: Session, follow: Follow
 ) -> None:
     manifest = plant.manifest(model, 1)
+    signed = plant.sign(manifest)
     upload(publisher, plant)
     device = follow()
     for _ in range(3):  # three processes that died in `adopt`
-        device.store.begin_trial(manifest.release, 1)
+        device.store.begin_trial(manifest.release, 1, payload_sha256(signed))
     announce(publisher, plant.sign(manifest), plant.order(manifest))
     wait_until(lambda: device.state == "failed")
     assert "died 3 times" in device.reason

@@ -14,7 +14,14 @@ from elma.cli import app
 from reader.canaries import CANARIES_FILE
 from reader.model import Reader
 from releases import proving as check_module
-from releases.errors import CanariesFailed, CannotLoad, FetchInterrupted, ProofTimedOut
+from releases.errors import (
+    CanariesFailed,
+    CannotLoad,
+    FetchInterrupted,
+    ProofStarved,
+    ProofTimedOut,
+    ReleaseRejected,
+)
 from releases.proving import CheckReport, Computing, check_here, check_in_child
 from tests.edge_agent.press import canaries_of
 from tests.tiny import make_tiny_model
@@ -73,21 +80,53 @@ def test_weights_that_do_not_fit_are_no_crash(release: Path) -> None:
         check_in_child(release, COMPUTING)
 
 
-def test_a_child_that_is_killed_or_speaks_nonsense_refuses_the_release(
+def test_a_child_that_speaks_nonsense_refuses_the_release(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play(monkeypatch, tmp_path, "kill -9 $$")
-    with pytest.raises(CannotLoad, match="was ended by SIGKILL"):
-        check_in_child(release, COMPUTING)
     play(monkeypatch, tmp_path, "exit 3")
     with pytest.raises(CannotLoad, match="ended with status 3"):
         check_in_child(release, COMPUTING)
     play(monkeypatch, tmp_path, 'echo "all is well"')
     with pytest.raises(CannotLoad, match="ended with status 0"):
         check_in_child(release, COMPUTING)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    with pytest.raises(CannotLoad, match="could not be run"):
+    play(monkeypatch, tmp_path, "kill -SEGV $$")
+    with pytest.raises(CannotLoad, match="was ended by SIGSEGV"):
         check_in_child(release, COMPUTING)
+
+
+def test_want_of_memory_says_nothing_against_the_release(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, tmp_path, "kill -9 $$")
+    with pytest.raises(ProofStarved, match="SIGKILL"):
+        check_in_child(release, COMPUTING)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(ProofStarved, match="could not be run"):
+        check_in_child(release, COMPUTING)
+    starved = '{"canaries": 0, "failed": 0, "seconds": 1.0, "failure": "-", "reason_code": "%s"}'
+    play(monkeypatch, tmp_path, f"echo '{starved % ProofStarved.reason_code}'")
+    with pytest.raises(ProofStarved, match="no memory"):
+        check_in_child(release, COMPUTING)
+    assert not issubclass(ProofStarved, ReleaseRejected)
+
+
+@pytest.mark.parametrize("where", ["Reader.load", "Reader.split"])
+def test_a_check_that_finds_no_memory_says_so(
+    release: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starves(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"reader.model.{where}", starves)
+    assert check_here(release, COMPUTING).reason_code == ProofStarved.reason_code
+
+
+def test_what_lies_in_the_present_folder_is_not_run(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    assert check_in_child(release, COMPUTING).canaries == 3
 
 
 def test_a_child_that_hangs_is_ended_by_its_time_or_by_the_agent(

@@ -22,7 +22,7 @@ def check(plant: Plant, signed: object, trust: TrustState, **options: object) ->
 def test_a_state_survives_json(plant: Plant, model: Path) -> None:
     manifest = plant.manifest(model, 3)
     signed = plant.sign(manifest)
-    trust = TrustState(signed.key_list).with_used(signed, manifest)
+    trust = TrustState(signed.key_list).with_used(signed, manifest, plant.key.public)
     assert TrustState.from_json(json.loads(json.dumps(trust.to_json()))) == trust
 
 
@@ -53,7 +53,7 @@ def test_a_list_of_a_root_from_before_a_new_enrolment_does_not_count(plant: Plan
 
 def test_versions_count_per_channel(plant: Plant, model: Path) -> None:
     high = plant.manifest(model, 9, channel="beta")
-    trust = TrustState().with_used(plant.sign(high), high)
+    trust = TrustState().with_used(plant.sign(high), high, plant.key.public)
     low = plant.manifest(model, 1, created=NOW - 50)
     assert check(plant, plant.sign(low), trust) == low
 
@@ -61,7 +61,7 @@ def test_versions_count_per_channel(plant: Plant, model: Path) -> None:
 def test_the_same_manifest_is_believed_again(plant: Plant, model: Path) -> None:
     manifest = plant.manifest(model, 2)
     signed = plant.sign(manifest)
-    trust = TrustState().with_used(signed, manifest)
+    trust = TrustState().with_used(signed, manifest, plant.key.public)
     assert check(plant, signed, trust) == manifest
 
 
@@ -75,7 +75,7 @@ def test_a_vouched_for_manifest_may_be_expired_but_not_older_than_what_was_used(
         check(plant, signed, TrustState(), **late)
     assert check(plant, signed, TrustState(), is_vouched_for=True, **late) == manifest
     higher = plant.manifest(model, 3)
-    trust = TrustState().with_used(plant.sign(higher), higher)
+    trust = TrustState().with_used(plant.sign(higher), higher, plant.key.public)
     with pytest.raises(Rollback):
         check(plant, signed, trust, is_vouched_for=True, **late)
 
@@ -86,3 +86,16 @@ def test_a_manifest_expires_at_its_second(plant: Plant, model: Path) -> None:
     assert check(plant, signed, TrustState(), now=manifest.expires - 1) == manifest
     with pytest.raises(ExpiredManifest):
         check(plant, signed, TrustState(), now=manifest.expires)
+
+
+def test_what_another_publisher_used_does_not_count_though_its_key_has_the_same_name(
+    plant: Plant, model: Path, tmp_path: Path
+) -> None:
+    before = Plant(tmp_path / "before")
+    high = before.manifest(model, 9)
+    trust = TrustState().with_used(before.sign(high), high, before.key.public)
+    assert before.key.key_id == plant.key.key_id
+    low = plant.manifest(model, 1, created=NOW - 50)
+    assert check(plant, plant.sign(low), trust) == low
+    with pytest.raises(Rollback):
+        check(before, before.sign(before.manifest(model, 1)), trust)

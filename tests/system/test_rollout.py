@@ -33,7 +33,13 @@ PATIENCE_SECONDS = 60.0
 class Rollout:
     """A plant whose workers and edges follow a channel, and the operator's desk beside it."""
 
-    def __init__(self, plant: Plant, models: dict[str, Path], free_port: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        plant: Plant,
+        models: dict[str, Path],
+        free_port: Callable[[], int],
+        edges: tuple[str, ...] = EDGES,
+    ) -> None:
         self.plant, self.models = plant, models
         self.readers = {
             reader.digest: LocalReading(reader, edge_layers=LAYERS)
@@ -48,7 +54,7 @@ class Rollout:
             plant.workers[name] = plant.cloud.worker(name, releases={**follow, "folder": folder})
         self.edges = [
             plant.edge(name, free_port(), releases={**follow, "folder": "releases"})
-            for name in EDGES
+            for name in edges
         ]
         for edge in self.edges:
             edge.wait_connected()
@@ -75,12 +81,12 @@ class Rollout:
         key = ["--key", str(self.keys / "publisher-secret.json")]
         return self.run("publish", *arguments, "--as-is", *key, *self.options)
 
-    def start_service(self) -> ElmaProcess:
-        """`elma rollout run`."""
+    def start_service(self, *arguments: str) -> ElmaProcess:
+        """`elma rollout run`, ended with the plant."""
         log_file = self.plant.cloud.next_log("rollout")
         stages = ["--stages", "100%", "--hold-seconds", "0"]
-        service = ElmaProcess(["rollout", "run", *stages, *self.options], log_file)
-        self.plant.cloud.processes.append(service)
+        service = ElmaProcess(["rollout", "run", *stages, *arguments, *self.options], log_file)
+        self.plant.cloud.take(service)
         return service
 
     def wait_everywhere(self, model: str, version: int) -> None:

@@ -1,0 +1,33 @@
+# The agent of a device. Its bundle is mounted at /elma and holds its outbox and releases too.
+#   docker build -f deploy/docker/edge.Dockerfile -t elma-edge .
+FROM python:3.11.11-slim-bookworm AS build
+WORKDIR /source
+COPY deploy/docker/constraints.txt ./
+COPY pyproject.toml README.md LICENSE ./
+COPY reader reader
+COPY protocol protocol
+COPY broker broker
+COPY releases releases
+COPY edge_agent edge_agent
+COPY cloud_worker cloud_worker
+COPY publisher publisher
+COPY elma elma
+COPY deploy/systemd deploy/systemd
+RUN python -m venv /opt/elma \
+ && /opt/elma/bin/pip install --no-cache-dir --constraint constraints.txt '.[edge]'
+
+FROM python:3.11.11-slim-bookworm
+# The owner of the mounted bundle: its secrets are for that user only.
+ARG UID=10001
+RUN useradd --uid "$UID" --no-create-home --home-dir /elma --shell /usr/sbin/nologin elma \
+ && install -d -o elma -m 0700 /elma
+COPY --from=build /opt/elma /opt/elma
+ENV PATH=/opt/elma/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV ELMA_EDGE_HTTP__HOST=0.0.0.0
+EXPOSE 8571
+HEALTHCHECK --start-period=60s --interval=15s --timeout=5s \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8571/healthz', timeout=4)"]
+USER elma
+WORKDIR /elma
+ENTRYPOINT ["elma", "--log-format", "json"]
+CMD ["edge", "run", "--config", "/elma/edge.toml"]

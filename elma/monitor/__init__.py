@@ -1,0 +1,1 @@
+"""`elma monitor`: what devices report of themselves over MQTT, shown to Prometheus."""

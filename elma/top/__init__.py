@@ -1,0 +1,1 @@
+"""`elma top`: edges and workers looked at while they work, in the terminal."""
