@@ -140,6 +140,16 @@ class PublisherStore:
                 f"store {folder} cannot be made: {error}; name another with --store"
             ) from error
 
+    @classmethod
+    def open(cls, folder: Path) -> PublisherStore:
+        """A store that is there already. Raises PublisherStoreError."""
+        if not folder.is_dir():
+            raise PublisherStoreError(
+                f"there is no publisher's store at {folder}; name it with --store or in your "
+                "settings file (`elma publish` makes one)"
+            )
+        return cls(folder)
+
     # -- channels --------------------------------------------------------------------------
 
     def channels(self) -> list[str]:

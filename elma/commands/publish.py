@@ -127,6 +127,7 @@ def publish(
     from reader.weights import resolve_model_folder
 
     _check_call(model, rollback, refresh, signature, prepare)
+    _check_urls(url or [])
     settings = publisher_settings(
         config, channel, store, publisher_public, key, broker_host, broker_port
     )
@@ -177,6 +178,18 @@ def _sign_here(work: Any, key_file: Path | None, content: Any, terms: Any, check
     work.trust.keys().public_of(key.key_id)  # refused before the work, not after it
     manifest, verdict = work.draft(content, terms, key.key_id, checks)
     return work.sign(manifest, key, verdict)
+
+
+def _check_urls(urls: list[str]) -> None:
+    """Raises CommandError for an address that no device would ask."""
+    from releases.https_transport import httpx_url, is_allowed
+
+    for url in urls:
+        if not is_allowed(httpx_url(url)):
+            raise CommandError(
+                f"--url {url}: devices take https addresses only (and http of their own machine)",
+                exit_status=2,
+            )
 
 
 def _check_call(

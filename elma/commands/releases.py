@@ -50,7 +50,7 @@ def releases(
     settings = publisher_settings_of(
         config, channel, store, publisher_public, broker_host, broker_port
     )
-    known = PublisherStore(settings.store)
+    known = PublisherStore.open(settings.store)
     names = [settings.channel] if channel else sorted({*known.channels(), settings.channel})
     report: dict[str, Any] = {"channels": {}}
     for name in names:

@@ -55,7 +55,7 @@ def status(
         config, channel, store, publisher_public, None, broker_host, broker_port
     )
     trust = load_publisher_public(settings.publisher_public_key_file)
-    known = PublisherStore(settings.store)
+    known = PublisherStore.open(settings.store)
     with Line(settings.broker, settings.channel) as line:
         line.wait_ready(settings.broker.connect_timeout_seconds * 3)
         fleet = line.view.picture()
@@ -139,7 +139,7 @@ def rotate_key(
     from publisher.store import PublisherStore
 
     settings = publisher_settings(config, None, store, publisher_public)
-    key = PublisherStore(settings.store).rotate_rollout_key()
+    key = PublisherStore.open(settings.store).rotate_rollout_key()
     if as_json:
         print_json({"fingerprint": key.fingerprint})
         return
@@ -199,7 +199,7 @@ def _order(settings: Any, wish: dict[str, Any], as_json: bool, *, excuse: bool =
     from publisher.sending import refuse_if_taken
     from publisher.store import PublisherStore
 
-    known = PublisherStore(settings.store)
+    known = PublisherStore.open(settings.store)
     trust = load_publisher_public(settings.publisher_public_key_file)
     with Line(settings.broker, settings.channel) as line:
         line.wait_ready(settings.broker.connect_timeout_seconds * 3)

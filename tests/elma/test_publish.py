@@ -25,7 +25,13 @@ from elma.output import CommandError
 from protocol.messages import Presence, encode_message
 from protocol.release_messages import WorkerReleases
 from protocol.topics import ModelStateTopic, PresenceTopic, WorkerReleasesTopic
-from publisher.errors import ChannelTaken, ReleaseRefused, SigningError, WorkersNotReady
+from publisher.errors import (
+    ChannelTaken,
+    PublisherStoreError,
+    ReleaseRefused,
+    SigningError,
+    WorkersNotReady,
+)
 from publisher.packing import pack
 from publisher.store import PublisherStore
 from reader.canaries import load_canaries, run_canaries
@@ -476,3 +482,18 @@ def test_a_stale_store_steers_no_release_of_another(desk: Desk) -> None:
     stale.rename(store)
     with pytest.raises(ChannelTaken, match="made later and elsewhere"):
         desk.run("rollout", "stage", "50%", *desk.options())
+
+
+def test_what_only_reads_or_steers_makes_no_store(desk: Desk) -> None:
+    desk.publish(desk.model("a"))
+    typo = str(desk.folder / "typo")
+    for verb in (["releases", "--offline"], ["rollout", "status"], ["rollout", "pause"]):
+        with pytest.raises(PublisherStoreError, match="no publisher's store"):
+            desk.run(*verb, *desk.options(), "--store", typo)
+    assert not Path(typo).exists()
+
+
+@pytest.mark.parametrize("url", ["javascript:x", "http://example.org/blobs", "https://"])
+def test_an_address_that_no_device_would_ask_is_refused(desk: Desk, url: str) -> None:
+    with pytest.raises(CommandError, match="https addresses only"):
+        desk.publish(desk.model("a"), "--url", url)
