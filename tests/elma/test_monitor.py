@@ -261,6 +261,7 @@ def test_a_real_edge_is_seen_through_a_real_broker_and_gone_after_it_stops(
     edge_settings = {
         "name": "kitchen",
         "model": str(make_tiny_model(tmp_path / "tiny")),
+        "outbox": "outbox.sqlite3",
         "threads": 1,
         "http": {"port": 0},
         "broker": broker,

@@ -204,6 +204,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, mosquitto_program: Path) -> I
         settings = {
             "name": "kitchen",
             "model": str(model),
+            "outbox": "outbox.sqlite3",
             "max_edge_layers": 2,
             "threads": 1,
             "http": {"port": 0},
