@@ -34,7 +34,8 @@ INT4_GROUP = 32
 @dataclass(frozen=True)
 class StateCodec:
     """One way to write a state; `tolerance` bounds the absolute difference of the final logits
-    against the unencoded state that the tests allow for the shipped reader."""
+    against the unencoded state that the tests allow for the shipped reader, in float32. In int8
+    arithmetic the activations' own rounding comes on top: `benchmarks/resume_equality.py`."""
 
     name: str
     tolerance: float

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from protocol.messages import AnswerMessage, Busy, RequestWindow
+from protocol.messages import AnswerMessage, Busy, RequestWindow, WorkerMessage
 from reader.model import Reader
 from reader.spans import WindowSpans
 from tests.cloud_worker.channel import Channel
@@ -54,12 +55,13 @@ def make_channel(tmp_path: Path, stack: ExitStack) -> Callable[[Cloud], Channel]
 
 
 class Stream:
-    """Requests for one release, one after another, until `stop`; keeps what was sent and when."""
+    """Requests for one release, one after another, until `stop`; sent again after each `busy`."""
 
     def __init__(self, edge: FakeEdge, reader: Reader, pause_seconds: float = 0.02) -> None:
         self.edge, self.reader, self.pause_seconds = edge, reader, pause_seconds
         self.windows = [make_window(reader, seed=seed, tokens=24 + seed) for seed in range(4)]
         self.sent: list[tuple[int, Sent]] = []
+        self._busy_heard: Counter[str] = Counter()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -69,6 +71,19 @@ class Stream:
             seed = len(self.sent) % len(self.windows)
             sent = self.edge.seal([self.windows[seed]], release=self.reader.digest)
             self.sent.append((seed, self.edge.publish(sent)))
+            self._send_again()
+
+    def _send_again(self) -> None:
+        """The same bytes once more for each `busy` that a worker's full queue has said."""
+        for _, sent in self.sent:
+            busy = len(sent.of(Busy))
+            if busy > self._busy_heard[sent.header.request] and sent.final() is None:
+                self._busy_heard[sent.header.request] = busy
+                self.edge.publish(sent)
+
+    def _final(self, sent: Sent) -> WorkerMessage | None:
+        self._send_again()
+        return sent.final()
 
     def stop(self) -> None:
         """Ask no more, and assert that every request has its own right answer."""
@@ -79,7 +94,9 @@ class Stream:
             for seed in range(len(self.windows))
         ]
         for seed, sent in self.sent:
-            answer = self.edge.wait_final(sent)
+            answer = wait_until(
+                lambda sent=sent: self._final(sent), f"an answer to {sent.header}", 60.0
+            )
             assert isinstance(answer, AnswerMessage), answer
             assert_answers(answer, expected[seed])
 
