@@ -4,7 +4,8 @@
 #   make test     all tests (ARGS="-k lease" and the like go to pytest)
 #   make test-device  installs the wheel without torch in a fresh environment and asks it (network)
 #   make campaign     50 cuts in transfers of releases (minutes; .ci/run runs ten)
-#   make deb          Debian packages of device and worker (large; network)
+#   make deb          Debian packages of device, worker and tools (large; network)
+#   make images       container images of all roles (large; network, docker or ENGINE=podman)
 #   make check    format, lint, types and tests: what must pass before a commit
 
 TORCH_VERSION ?= 2.13.0
@@ -17,7 +18,7 @@ READY := .venv/.ready
 PACKAGES := reader protocol broker releases edge_agent cloud_worker publisher elma
 SOURCES := $(PACKAGES) tests $(wildcard examples benchmarks deploy)
 
-.PHONY: help environment demo test test-device campaign deb check format format-check lint types clean
+.PHONY: help environment demo test test-device campaign deb images check format format-check lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,10 +36,18 @@ test-device: $(READY)  ## the wheel in a fresh environment without torch; needs 
 	$(BIN)/python -m pytest -m device $(ARGS)
 
 CUTS ?= 50
-ROLES ?= edge worker
+ROLES ?= edge worker tools
 
-deb: $(READY)  ## Debian packages of device and worker in dist/; ROLES="edge worker"
+deb: $(READY)  ## Debian packages of device, worker and tools in dist/; ROLES="edge"
 	$(BIN)/python deploy/debian/build_packages.py $(ROLES) --out dist
+
+ENGINE ?= docker
+IMAGE_UID ?= 10001
+
+images:  ## container images of all roles; ENGINE=podman; IMAGE_UID=10001
+	@for role in broker edge monitor publisher worker; do \
+	  $(ENGINE) build --build-arg UID=$(IMAGE_UID) -f deploy/docker/$$role.Dockerfile \
+	    -t elma-$$role . || exit 1; done
 
 campaign: $(READY)  ## transfers of a release, cut at random; CUTS=50
 	$(BIN)/python -m benchmarks.release_cuts --cuts $(CUTS) --json

@@ -29,6 +29,7 @@ from broker.settings import BrokerSettings
 from elma.bench.machine import describe_machine
 from elma.bench.results import percentile
 from elma.demonstration.processes import signals_raise
+from elma.log_form import LogForm, LogFormat
 from elma.output import JsonOption, configure_logging, print_json, print_table
 
 QUESTION = {
@@ -161,7 +162,7 @@ def read_bare(port: int, clients: int) -> tuple[int, float]:
 
 def _read_all(port: int, number: int, barrier: Any, results: Any) -> None:
     """One bare client: every retained chunk, until none came for a second."""
-    configure_logging("error", json_lines=False)
+    configure_logging("error", LogForm(LogFormat.CONSOLE))
     settings = BrokerSettings(port=port)
     session = Session(
         settings, f"bare-{number}", receive_maximum=32, queue_bound=4096, largest_packet_bytes=None

@@ -32,6 +32,7 @@ from elma.demonstration.passages import load_questions
 from elma.demonstration.processes import Child, signals_raise
 from elma.demonstration.scenario import is_listening, is_ready
 from elma.demonstration.setup import EDGE_NAME, Setup, prepare
+from elma.log_form import LogForm, LogFormat
 from elma.output import (
     CommandError,
     JsonOption,
@@ -141,7 +142,7 @@ def main(
     as_json: JsonOption = False,
 ) -> None:
     """Compare, and print one table or one JSON document."""
-    configure_logging("warning", json_lines=False)
+    configure_logging("warning", LogForm(LogFormat.CONSOLE))
     asked = choose_questions(data, questions)
     rows: list[Row] = []
     for name in precision or PRECISIONS:

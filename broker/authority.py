@@ -6,8 +6,8 @@
 
 Inputs: names, days, the time. Outputs: PEM. Keys are ECDSA on P-256; the common name of a client's
 certificate is its user name at the broker. Neighbours: `secured` keeps the files, `enrolment` says
-for whom a certificate is made. `cryptography` does the work; it is an extra, so this file is
-imported only by what makes or revokes certificates.
+for whom a certificate is made, `certificates` reads them. `cryptography` does the work; it is an
+extra, so this file is imported only by what makes or revokes certificates.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from broker.certificates import load_certificate
 from broker.errors import EnrolmentError
 
 AUTHORITY_DAYS = 3_650
@@ -37,12 +38,27 @@ AuthorityKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 @dataclass(frozen=True)
 class CertifiedKey:
-    """A certificate and its secret key, both PEM, and what is noted about them."""
+    """A certificate and its secret key, both PEM, and what is noted about them.
+
+    `key` is empty where the certificate is for a key that its owner has already.
+    """
 
     certificate: bytes
     key: bytes = field(repr=False)
     serial: int
     expires: datetime
+
+    @staticmethod
+    def of_files(certificate: bytes, key: bytes) -> CertifiedKey:
+        """A pair that somebody else made. Raises EnrolmentError where they are none."""
+        loaded = load_certificate(certificate)
+        try:
+            secret = serialization.load_pem_private_key(key, password=None)
+        except (ValueError, TypeError) as error:
+            raise EnrolmentError("the key is not PEM, or encrypted") from error
+        if secret.public_key() != loaded.public_key():
+            raise EnrolmentError("the key does not belong to the certificate")
+        return CertifiedKey(certificate, key, loaded.serial_number, loaded.not_valid_after_utc)
 
 
 class Authority:
@@ -84,6 +100,28 @@ class Authority:
             raise EnrolmentError("the authority's key must be of an elliptic curve, or RSA")
         return Authority(loaded, secret)
 
+    def renewed(self, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
+        """The same key and name for longer, so that what it has signed still counts.
+
+        Raises EnrolmentError for one that another authority has certified.
+        """
+        old = self._certificate
+        if old.issuer != old.subject:
+            raise EnrolmentError(
+                "the authority's certificate comes from another authority; renew it there"
+            )
+        built = _builder(old.subject, old.subject, self._key.public_key(), now, days)
+        for extension in (x509.BasicConstraints, x509.KeyUsage):
+            with suppress(x509.ExtensionNotFound):
+                found = old.extensions.get_extension_for_class(extension)
+                built = built.add_extension(found.value, critical=found.critical)
+        return Authority(built.sign(self._key, hashes.SHA256()), self._key)
+
+    @property
+    def expires(self) -> datetime:
+        """When it ends, and with it everything that it has signed."""
+        return self._certificate.not_valid_after_utc
+
     @property
     def certificate(self) -> bytes:
         """The authority's certificate, PEM."""
@@ -103,9 +141,19 @@ class Authority:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         return self._issue(_name(hosts[0][:MAX_COMMON_NAME]), names, now, days)
 
-    def issue_client(self, identity: str, now: datetime, days: int = CLIENT_DAYS) -> CertifiedKey:
-        """For a client whose user name at the broker is `identity`."""
-        return self._issue(_name(identity), None, now, days)
+    def issue_client(
+        self,
+        identity: str,
+        now: datetime,
+        days: int = CLIENT_DAYS,
+        *,
+        key_of: bytes | None = None,
+    ) -> CertifiedKey:
+        """For a client whose user name at the broker is `identity`.
+
+        `key_of`: an earlier certificate, whose key it keeps; else it gets a fresh one.
+        """
+        return self._issue(_name(identity), None, now, days, key_of)
 
     def revocation_list(self, serials: Iterable[int], now: datetime) -> bytes:
         """The signed list (PEM) of certificates that count no more.
@@ -136,13 +184,24 @@ class Authority:
         names: x509.SubjectAlternativeName | None,
         now: datetime,
         days: int,
+        key_of: bytes | None = None,
     ) -> CertifiedKey:
-        """A fresh key and its certificate: of a server when it has alternative names."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        """A certificate: of a server when it has alternative names. It ends with the authority."""
+        if self.expires <= now:
+            raise EnrolmentError(
+                f"the authority ended on {self.expires:%Y-%m-%d} and can sign nothing any more; "
+                "`elma broker renew --authority` makes it good for longer"
+            )
+        if key_of is None:
+            key = ec.generate_private_key(ec.SECP256R1())
+            public_key, secret = key.public_key(), _key_to_pem(key)
+        else:
+            public_key, secret = _public_key(key_of), b""
         purpose = (
             ExtendedKeyUsageOID.CLIENT_AUTH if names is None else ExtendedKeyUsageOID.SERVER_AUTH
         )
-        built = _builder(subject, self._certificate.subject, key.public_key(), now, days)
+        issuer = self._certificate.subject
+        built = _builder(subject, issuer, public_key, now, days, not_after=self.expires)
         built = built.add_extension(x509.BasicConstraints(False, None), critical=True)
         built = built.add_extension(_key_usage(signs_certificates=False), critical=True)
         built = built.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -152,27 +211,17 @@ class Authority:
         certificate = built.sign(self._key, hashes.SHA256())
         return CertifiedKey(
             certificate=certificate.public_bytes(serialization.Encoding.PEM),
-            key=_key_to_pem(key),
+            key=secret,
             serial=certificate.serial_number,
             expires=certificate.not_valid_after_utc,
         )
 
 
-def revoked_serials(revocation_list: bytes) -> set[int]:
-    """The serial numbers that a revocation list names. Raises EnrolmentError."""
-    try:
-        loaded = x509.load_pem_x509_crl(revocation_list)
-    except ValueError as error:
-        raise EnrolmentError("the revocation list is not PEM") from error
-    return {entry.serial_number for entry in loaded}
-
-
-def serial_of(certificate: bytes) -> int:
-    """The serial number of a certificate in PEM. Raises EnrolmentError."""
-    try:
-        return x509.load_pem_x509_certificate(certificate).serial_number
-    except ValueError as error:
-        raise EnrolmentError("the certificate is not PEM") from error
+def _public_key(certificate: bytes) -> ec.EllipticCurvePublicKey:
+    key = load_certificate(certificate).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise EnrolmentError("the certificate's key is not one that we made; let it have a new one")
+    return key
 
 
 def _name(common_name: str) -> x509.Name:
@@ -212,10 +261,12 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
+    public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
     now: datetime,
     days: int,
+    not_after: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    end = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -223,7 +274,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_ALLOWANCE)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(end if not_after is None else min(end, not_after))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 

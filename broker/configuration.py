@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+_UNKNOWN = "extra_forbidden"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def _read_file(config: Path, rules: SettingsRules) -> dict[str, Any]:
     try:
         document = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise rules.error(f"settings file {config} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise rules.error(
+            f"settings file {config} cannot be read: {why}; name a TOML file, such as a bundle's"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise rules.error(f"settings file {config} is not valid TOML: {error}") from error
     return _with_absolute_paths({**rules.file_defaults, **document}, config.resolve().parent, rules)
@@ -138,8 +142,16 @@ def _without_unset(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(error: ValidationError, config: Path | None, rules: SettingsRules) -> str:
     source = f"{config}, " if config is not None else ""
+    found = error.errors(include_input=False, include_url=False)
     problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
+        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {_words_of(problem)}"
+        for problem in found
     )
-    return f"wrong settings ({source}environment {rules.prefix}..., arguments): {problems}"
+    # A file of an edge given to a worker, say, has several that do not exist there.
+    strange = [problem["loc"][0] for problem in found if problem["type"] == _UNKNOWN]
+    advice = "; is this the file of another kind of process?" if len(strange) > 1 else ""
+    return f"wrong settings ({source}environment {rules.prefix}..., arguments): {problems}{advice}"
+
+
+def _words_of(problem: Mapping[str, Any]) -> str:
+    return "there is no such setting" if problem["type"] == _UNKNOWN else str(problem["msg"])

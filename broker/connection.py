@@ -4,27 +4,27 @@ Paho lives in this file and in `packets`. A connection that ends is thrown away 
 client, so nothing of it can leak into the next: no message that paho would resend past the
 broker's limits for ever, no acknowledgement that hits another message of the same number.
 
-paho's callbacks run on its network thread: here they only note and hand on, and each is wrapped,
-because an exception would kill that thread while paho still claims to be connected.
-Neighbours: `session` makes connections, keeps them alive and owns the queue of deliveries.
+paho's callbacks run on its network thread: here they only note and hand on. Neighbours: `keeper`
+makes connections and keeps them alive; `callbacks` keeps exceptions from paho's thread; `lifetime`,
+`in_flight` and `subscribing` hold what is noted.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from broker.callbacks import hang_in
 from broker.errors import (
     ConnectFailed,
     InvalidPublication,
@@ -33,13 +33,16 @@ from broker.errors import (
     SubscriptionRefused,
     TooManyInFlight,
 )
-from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
+from broker.exchange import Delivery, Publication, Receipt, Subscription
 from broker.in_flight import InFlight
+from broker.lifetime import Lifetime
 from broker.log import SafeLog
 from broker.packets import (
     connect_properties,
     delivery_of,
+    filter_of,
     make_client,
+    outcome_of,
     publish_properties,
     set_will,
 )
@@ -47,12 +50,10 @@ from broker.settings import BrokerSettings
 from broker.subscribing import Subscribing
 
 CLOSE_SECONDS = 2.0
-NO_MATCHING_SUBSCRIBERS = 16
 MQTT_RECEIVE_MAXIMUM = 65_535
 MAX_SUBSCRIBING = 64
 _serials = itertools.count(1)
 _log = SafeLog("elma.broker")
-_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class Identity:
 
 
 class Connection:
-    """One connection of one identity. `on_delivery` and `on_subscription_refused` (with the topic
-    filter) run on paho's thread and must be quick.
+    """One connection of one identity; `tls_context` is None for one without TLS.
+
+    `on_delivery` and `on_subscription_refused` (with the topic filter) run on paho's thread and
+    must be quick.
     """
 
     def __init__(
         self,
         settings: BrokerSettings,
+        tls_context: ssl.SSLContext | None,
         identity: Identity,
         epoch: int,
         on_delivery: Callable[[Delivery], None],
@@ -88,20 +92,26 @@ class Connection:
     ) -> None:
         self.epoch = epoch
         self.maximum_packet_bytes = settings.maximum_packet_bytes
-        self.failure: ConnectFailed | None = None
         self._settings = settings
         self._identity = identity
         self._on_delivery = on_delivery
-        self._on_callback_failure = on_callback_failure
         self._on_subscription_refused = on_subscription_refused
         self._lock = threading.Lock()
-        self._ready = threading.Event()
-        self._settled = threading.Event()  # ready or closed, whichever comes first
-        self._closed = threading.Event()
+        self._life = Lifetime()
         self._in_flight = InFlight(settings.max_in_flight)
         self._subscribing = Subscribing(MAX_SUBSCRIBING)
         self._unacknowledged: dict[int, int] = {}  # mid -> serial of the delivery
-        self._client = self._make_client()
+        self._client = make_client(settings, identity.client_id, tls_context)
+        if identity.will is not None:
+            set_will(self._client, identity.will, identity.will_delay_seconds)
+        callbacks = (
+            self._on_connect,
+            self._on_subscribe,
+            self._on_publish,
+            self._on_message,
+            self._on_disconnect,
+        )
+        hang_in(self._client, callbacks, on_callback_failure)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -125,8 +135,8 @@ class Connection:
             self._end(ConnectFailed(f"broker {settings.address} cannot be reached: {error}"))
             raise self._failure() from error
         self._client.loop_start()
-        self._settled.wait(2 * settings.connect_timeout_seconds)
-        if not self._ready.is_set():
+        self._life.wait_settled(2 * settings.connect_timeout_seconds)
+        if not self._life.was_ready:
             self._end(
                 ConnectFailed(
                     f"broker {settings.address} did not answer within "
@@ -139,7 +149,12 @@ class Connection:
     @property
     def is_ready(self) -> bool:
         """Connected, every subscription granted, and not ended."""
-        return self._ready.is_set() and not self._closed.is_set()
+        return self._life.is_ready
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing would be lost by ending it now, or have to be sent again."""
+        return not (self._in_flight.count or self._unacknowledged or self._subscribing.count)
 
     @property
     def in_flight_limit(self) -> int:
@@ -149,16 +164,21 @@ class Connection:
     @property
     def was_ready(self) -> bool:
         """Whether it ever was."""
-        return self._ready.is_set()
+        return self._life.was_ready
+
+    @property
+    def failure(self) -> ConnectFailed | None:
+        """Why it has ended."""
+        return self._life.failure
 
     def wait_closed(self, timeout_seconds: float) -> bool:
         """Wait for the connection's end. Notices, too, when paho's network thread has died."""
-        if self._closed.wait(timeout_seconds):
+        if self._life.wait_ended(timeout_seconds):
             return True
         thread = getattr(self._client, "_thread", None)  # paho has no public way to ask
         if thread is None or not thread.is_alive():
             self._end(ConnectFailed(f"the network thread of {self._identity.client_id} died"))
-        return self._closed.is_set()
+        return self._life.failure is not None
 
     def abandon(self, reason: str = "the session was stopped") -> None:
         """Tell whoever opens or watches this connection that it is over; from any thread."""
@@ -226,7 +246,7 @@ class Connection:
         self._check_ready()
         code, _ = self._subscribing.ask(
             [subscription],
-            lambda: self._client.subscribe([_filter_of(subscription)]),
+            lambda: self._client.subscribe([filter_of(subscription)]),
         )
         self._check_sent(subscription.topic_filter, code)
 
@@ -245,37 +265,6 @@ class Connection:
             raise NotConnected(f"{topic}: {paho.error_string(code)}")
 
     # -- paho's callbacks, on its thread ---------------------------------------------------
-
-    def _make_client(self) -> paho.Client:
-        client = make_client(self._settings, self._identity.client_id)
-        if self._identity.will is not None:
-            set_will(client, self._identity.will, self._identity.will_delay_seconds)
-        client.on_socket_open = self._wrapped(self._on_socket_open)
-        client.on_connect = self._wrapped(self._on_connect)
-        client.on_subscribe = self._wrapped(self._on_subscribe)
-        client.on_publish = self._wrapped(self._on_publish)
-        client.on_message = self._wrapped(self._on_message)
-        client.on_disconnect = self._wrapped(self._on_disconnect)
-        return client
-
-    def _wrapped(self, callback: Callable[_P, None]) -> Callable[_P, None]:
-        """`callback`, whose exceptions are logged and counted instead of killing the thread."""
-
-        @functools.wraps(callback)
-        def safe(*args: _P.args, **kwargs: _P.kwargs) -> None:
-            try:
-                callback(*args, **kwargs)
-            except Exception:
-                _log.exception("broker_callback_failed", callback=callback.__name__)
-                with suppress(Exception):
-                    self._on_callback_failure()
-
-        return safe
-
-    def _on_socket_open(self, _client: Any, _data: Any, connection: Any) -> None:
-        """A small packet behind another one would wait some 40 ms for the peer's acknowledgement
-        (Nagle's algorithm against delayed acknowledgements)."""
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, granted: Any
@@ -299,10 +288,10 @@ class Connection:
         wanted = self._identity.subscriptions
         if wanted:
             self._subscribing.ask(
-                wanted, lambda: client.subscribe([_filter_of(one) for one in wanted])
+                wanted, lambda: client.subscribe([filter_of(one) for one in wanted])
             )
         else:
-            self._become_ready()
+            self._life.become_ready()
 
     def _on_subscribe(
         self, _client: Any, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
@@ -312,23 +301,17 @@ class Connection:
                 f"broker {self._settings.address} refused {self._identity.client_id} the "
                 f"subscription {subscription.topic_filter}: {reason}"
             )
-            if not self._ready.is_set():
+            if not self._life.was_ready:
                 self._end(refusal)
                 return
             _log.warning("broker_subscription_refused", why=str(refusal))
             self._on_subscription_refused(subscription.topic_filter)
-        self._become_ready()
+        self._life.become_ready()
 
     def _on_publish(
         self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any
     ) -> None:
-        outcome = Outcome.ACKNOWLEDGED
-        if reason.value == NO_MATCHING_SUBSCRIBERS:
-            outcome = Outcome.NO_SUBSCRIBER
-        elif reason.is_failure:
-            outcome = Outcome.REFUSED
-        words = str(reason) if outcome is Outcome.REFUSED else ""
-        self._in_flight.settle(mid, outcome, words)
+        self._in_flight.settle(mid, *outcome_of(reason))
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         delivery = delivery_of(message, self.epoch, next(_serials))
@@ -340,23 +323,19 @@ class Connection:
     def _on_disconnect(
         self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
-        self._end(ConnectFailed(f"broker {self._settings.address} is gone: {reason}"))
+        words = f"broker {self._settings.address} is gone: {reason}"
+        card = self._settings.tls_certificate_file
+        if card is not None and not self._life.was_ready:
+            # With TLS 1.3 a refused certificate is heard of behind the handshake, without words.
+            words += f"; was the certificate {card} revoked, or has it ended? `elma doctor` tells"
+        self._end(ConnectFailed(words))
 
     # -- state -----------------------------------------------------------------------------
 
-    def _become_ready(self) -> None:
-        self._ready.set()
-        self._settled.set()
-
     def _end(self, failure: ConnectFailed) -> None:
-        """Note the end once, with its first cause, and tell everyone who waits for a receipt."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            self.failure = failure
-            self._closed.set()
-        self._in_flight.lose_all(str(failure))
-        self._settled.set()
+        """Note the end, with its first cause, and tell everyone who waits for a receipt."""
+        if self._life.end(failure):
+            self._in_flight.lose_all(str(failure))
 
     def _failure(self) -> ConnectFailed:
         return self.failure or ConnectFailed(f"broker {self._settings.address}: connection ended")
@@ -367,8 +346,3 @@ class Connection:
         if isinstance(connection, socket.socket):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-
-
-def _filter_of(subscription: Subscription) -> tuple[str, SubscribeOptions]:
-    """What paho wants of a subscription."""
-    return subscription.topic_filter, SubscribeOptions(qos=subscription.qos)

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -49,6 +50,9 @@ class Access(Protocol):
     def remove(self, member: Member) -> bool:
         """Take all rights away and disconnect it; whether it was there."""
 
+    def disconnect(self, member: Member) -> None:
+        """End its connection, if there is one; it may come back."""
+
     def clear(self, topics: tuple[str, ...]) -> None:
         """Delete what is retained under these topics, where the broker runs."""
 
@@ -59,7 +63,7 @@ def open_access(folder: SecuredFolder, host: str | None = None) -> Iterator[Acce
 
     Raises EnrolmentError when the broker runs and cannot be reached.
     """
-    with _one_at_a_time(folder):
+    with one_at_a_time(folder):
         if _listens(host or folder.control_host, folder.port):
             with _connect(folder, host) as session:
                 yield RunningAccess(session)
@@ -69,6 +73,12 @@ def open_access(folder: SecuredFolder, host: str | None = None) -> Iterator[Acce
             raise EnrolmentError(
                 f"the broker runs but cannot be reached at {where}, and only it may change its own "
                 "file; check --broker-host, or stop it first"
+            )
+        if folder.process_id_file.exists():
+            raise EnrolmentError(
+                f"a broker may run with this folder elsewhere, as in another container: name it by "
+                f"--broker-host; where it was killed, start it once, or remove "
+                f"{folder.process_id_file}"
             )
         yield StoppedAccess(folder)
 
@@ -81,6 +91,46 @@ def process_id(folder: SecuredFolder) -> int | None:
         command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[0]
         return number if command.endswith(b"mosquitto") else None
     return None
+
+
+def tell_to_read(folder: SecuredFolder) -> bool:
+    """SIGHUP to a broker of this machine, which reads certificates and list again; whether there
+    was one that we may signal."""
+    number = process_id(folder)
+    if number is None:
+        return False
+    with suppress(OSError):
+        os.kill(number, signal.SIGHUP)
+        return True
+    return False
+
+
+@contextmanager
+def one_at_a_time(folder: SecuredFolder) -> Iterator[None]:
+    """For whoever changes the folder; two operators at once would also disconnect each other, as
+    they share a client id."""
+    end = time.monotonic() + LOCK_SECONDS
+    try:
+        descriptor = os.open(folder.path / "operator" / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise EnrolmentError(
+            f"cannot use {folder.path / 'operator'}: {error.strerror}; "
+            "run this as the user who made the folder"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise EnrolmentError(
+                        f"another `elma enroll`, `renew` or `revoke` works on {folder.path}; "
+                        "try again when it is done"
+                    ) from None
+                time.sleep(POLL_SECONDS)
+        yield
 
 
 class RunningAccess:
@@ -111,6 +161,13 @@ class RunningAccess:
                 raise EnrolmentError(f"the broker did not revoke {member.identity}: {failure}")
         self._command("deleteRole", rolename=member.identity)
         return was_there
+
+    def disconnect(self, member: Member) -> None:
+        """Disable the client, which disconnects it, and enable it again."""
+        for command in ("disableClient", "enableClient"):
+            failure = self._command(command, username=member.identity)
+            if failure is not None:
+                raise EnrolmentError(f"{command} {member.identity}: the broker says {failure}")
 
     def clear(self, topics: tuple[str, ...]) -> None:
         """Publish an empty retained message on each."""
@@ -174,6 +231,9 @@ class StoppedAccess:
         self._write(document)
         return was_there
 
+    def disconnect(self, member: Member) -> None:
+        """Nothing: nobody is connected."""
+
     def clear(self, topics: tuple[str, ...]) -> None:
         """Nothing: what is retained stays until someone overwrites it."""
 
@@ -225,33 +285,6 @@ def _connect(folder: SecuredFolder, host: str | None) -> Iterator[Session]:
                 f"{session.failure or 'no answer'}"
             )
         yield session
-
-
-@contextmanager
-def _one_at_a_time(folder: SecuredFolder) -> Iterator[None]:
-    """Two operators at once would disconnect each other: they share a client id."""
-    end = time.monotonic() + LOCK_SECONDS
-    try:
-        descriptor = os.open(folder.path / "operator" / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise EnrolmentError(
-            f"cannot use {folder.path / 'operator'}: {error.strerror}; "
-            "run this as the user who made the folder"
-        ) from error
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise EnrolmentError(
-                        f"another `elma enroll` or `elma revoke` works on {folder.path}; "
-                        "try again when it is done"
-                    ) from None
-                time.sleep(POLL_SECONDS)
-        yield
 
 
 def _listens(host: str, port: int) -> bool:

@@ -4,25 +4,26 @@
     revoke(folder, Member("edge", "kitchen"), now=now)
 
 Inputs: the broker's folder, a member. Outputs: what goes into the member's bundle, and what a
-revocation has done. Neighbours: `authority` signs, `control` tells the broker; `elma.bundles`
-writes the bundle.
+revocation has done. Neighbours: `authority` signs, `issued` knows who has which certificates,
+`control` tells the broker, `renewal` issues again; `elma.bundles` writes the bundle.
 
-A revocation has three parts. First its certificate goes on the revocation list, which a running
-mosquitto reads again on SIGHUP: from then on nobody connects with it. Then its rights go, with
-which the broker disconnects it: for good, or, where the list is not read at once, as somebody who
-may connect and do nothing. Last, what it has left behind (retained presence and state) is cleared.
+A revocation has three parts. First the member's certificates, whenever issued, go on the revocation
+list, which a running mosquitto reads again on SIGHUP: from then on nobody connects with them. Then
+its rights go, with which the broker disconnects it: for good, or, where the list is not read at
+once, as somebody who may connect and do nothing. Last, what it has left behind (retained presence
+and state) is cleared.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from broker.authority import CLIENT_DAYS, CertifiedKey, revoked_serials, serial_of
-from broker.control import open_access, process_id
+from broker import issued
+from broker.authority import CLIENT_DAYS, CertifiedKey
+from broker.certificates import revoked_serials
+from broker.control import open_access, tell_to_read
 from broker.errors import EnrolmentError
 from broker.roles import Member
 from broker.secret_files import read_file, write_file
@@ -45,7 +46,7 @@ class Revoked:
     """What a revocation has done.
 
     `had_rights`: the broker knew the member. `is_live`: a running broker was told, and the member
-    is disconnected. `is_listed`: its certificate is on the revocation list. `list_is_read`: a
+    is disconnected. `is_listed`: its certificates are on the revocation list. `list_is_read`: a
     running broker of this machine was told to read the list.
     """
 
@@ -65,7 +66,7 @@ def enrol(
     broker_host: str | None = None,
 ) -> Enrolled:
     """A certificate for the member, and its role at the broker. Raises EnrolmentError."""
-    record = folder.issued_folder / f"{member.identity}.pem"
+    record = issued.record_of(folder, member)
     if record.exists():
         raise EnrolmentError(
             f"{member.identity} is enrolled already ({record}); `elma revoke` it first"
@@ -88,14 +89,14 @@ def revoke(
     """Take rights and certificate away. Raises EnrolmentError for a member that nobody knows."""
     if member == OPERATOR:
         raise EnrolmentError("the operator cannot revoke itself: nobody could enrol any more")
-    record = folder.issued_folder / f"{member.identity}.pem"
+    record = issued.record_of(folder, member)
     with open_access(folder, broker_host) as access:
         has_record, list_is_read = record.exists(), False
         failure: EnrolmentError | None = None
         if has_record:
             try:
-                _put_on_list(folder, serial_of(read_file(record)), now)
-                list_is_read = _tell_to_read(folder)
+                put_on_list(folder, issued.serials(folder, member), now)
+                list_is_read = tell_to_read(folder)
             except EnrolmentError as error:
                 failure = error  # its rights go all the same
         had_rights = access.remove(member)
@@ -111,26 +112,11 @@ def revoke(
         return Revoked(member, had_rights, access.is_running, has_record, list_is_read)
 
 
-def members(folder: SecuredFolder) -> list[str]:
-    """The identities that have a certificate now."""
-    return sorted(path.stem for path in folder.issued_folder.glob("*.pem"))
-
-
-def _put_on_list(folder: SecuredFolder, serial: int, now: datetime) -> None:
+def put_on_list(folder: SecuredFolder, serials: Iterable[int], now: datetime) -> None:
+    """Write the revocation list with these serial numbers more. Raises EnrolmentError."""
     known = revoked_serials(read_file(folder.revocation_file))
-    content = folder.authority().revocation_list({*known, serial}, now)
+    content = folder.authority().revocation_list({*known, *serials}, now)
     write_file(folder.revocation_file, content)
-
-
-def _tell_to_read(folder: SecuredFolder) -> bool:
-    """SIGHUP to a broker of this machine; whether there was one that we may signal."""
-    number = process_id(folder)
-    if number is None:
-        return False
-    with suppress(OSError):
-        os.kill(number, signal.SIGHUP)
-        return True
-    return False
 
 
 def _left_behind(member: Member) -> tuple[str, ...]:

@@ -23,6 +23,12 @@ class InFlight:
         self._early: dict[int, tuple[Outcome, str]] = {}
         self._lost_because: str | None = None
 
+    @property
+    def count(self) -> int:
+        """Publications that wait now."""
+        with self._lock:
+            return self._taken
+
     def take_place(self) -> bool:
         """Whether there was a place; it is taken now."""
         with self._lock:

@@ -4,7 +4,7 @@ Inputs: the folder of the broker's files, address, port, version, user. Output: 
 persistence and logging are those of `mosquitto`, which writes the file for one machine; here is
 what makes it fit for a public address: TLS, certificates, and rights by the dynamic security
 plugin.
-Measured with mosquitto 2.0.11; the form for 2.1 follows its release notes and was not run.
+Both forms were run, with mosquitto 2.0.11 and 2.1.2 (docs/decisions/0028-mosquitto-2.1.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from broker.settings import MAX_PACKET_BYTES
 MosquittoVersion = Literal["2.0", "2.1"]
 VERSIONS: tuple[MosquittoVersion, ...] = ("2.0", "2.1")
 MAX_CONNECTIONS = 10_000
-_PLUGIN_NAME = "mosquitto_dynamic_security.so"
+PLUGIN_NAME = "mosquitto_dynamic_security.so"
 _PLUGIN_PLACES = ("/usr/lib", "/usr/local/lib", "/opt/homebrew/lib")
 _ASK_SECONDS = 5.0
 
@@ -68,14 +68,17 @@ def installed_version() -> MosquittoVersion:
 
 
 def find_plugin() -> Path:
-    """mosquitto's dynamic security plugin. Raises EnrolmentError."""
-    for place in _PLUGIN_PLACES:
-        for pattern in (_PLUGIN_NAME, f"*/{_PLUGIN_NAME}", f"*/*/{_PLUGIN_NAME}"):
+    """The dynamic security plugin of the mosquitto on this machine. Raises EnrolmentError."""
+    program = find_mosquitto()
+    # Another mosquitto's plugin is not for this one, so the one beside the program comes first.
+    own = () if program is None else (str(program.resolve().parent.parent / "lib"),)
+    for place in (*own, *_PLUGIN_PLACES):
+        for pattern in (PLUGIN_NAME, f"*/{PLUGIN_NAME}", f"*/*/{PLUGIN_NAME}"):
             found = next(iter(sorted(Path(place).glob(pattern))), None)
             if found is not None:
                 return found
     raise EnrolmentError(
-        f"mosquitto's plugin {_PLUGIN_NAME} is not installed; install mosquitto "
+        f"mosquitto's plugin {PLUGIN_NAME} is not installed; install mosquitto "
         "(Debian: apt-get install mosquitto) on the machine where the broker will run, and "
         "run this there"
     )

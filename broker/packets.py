@@ -1,21 +1,29 @@
 """Between our words and paho's: the client and the property sets of its packets.
 
-`connection` uses these and nothing else makes paho's objects. `tls_context` and `password` may
-raise BrokerSettingsError.
+`connection` uses these and nothing else makes paho's objects. `password` may raise
+BrokerSettingsError.
 """
 
 from __future__ import annotations
+
+import ssl
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from broker.exchange import Delivery, Publication
+from broker.exchange import Delivery, Outcome, Publication, Subscription
 from broker.settings import BrokerSettings
 
+NO_MATCHING_SUBSCRIBERS = 16
 
-def make_client(settings: BrokerSettings, client_id: str) -> paho.Client:
+
+def make_client(
+    settings: BrokerSettings, client_id: str, tls_context: ssl.SSLContext | None
+) -> paho.Client:
     """A client that speaks MQTT v5, acknowledges nothing by itself, and does not reconnect."""
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
@@ -27,9 +35,8 @@ def make_client(settings: BrokerSettings, client_id: str) -> paho.Client:
     client.connect_timeout = settings.connect_timeout_seconds
     if settings.username is not None:
         client.username_pw_set(settings.username, settings.password())
-    context = settings.tls_context()
-    if context is not None:
-        client.tls_set_context(context)
+    if tls_context is not None:
+        client.tls_set_context(tls_context)
     return client
 
 
@@ -80,6 +87,18 @@ def delivery_of(message: paho.MQTTMessage, epoch: int, serial: int) -> Delivery:
         retained=bool(message.retain),
         serial=serial,
     )
+
+
+def filter_of(subscription: Subscription) -> tuple[str, SubscribeOptions]:
+    """What paho wants of a subscription."""
+    return subscription.topic_filter, SubscribeOptions(qos=subscription.qos)
+
+
+def outcome_of(reason: ReasonCode) -> tuple[Outcome, str]:
+    """The broker's word about a publication, and its reason where it refused."""
+    if reason.value == NO_MATCHING_SUBSCRIBERS:
+        return Outcome.NO_SUBSCRIBER, ""
+    return (Outcome.REFUSED, str(reason)) if reason.is_failure else (Outcome.ACKNOWLEDGED, "")
 
 
 def _properties(packet_type: int) -> Properties:

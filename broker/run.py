@@ -40,6 +40,7 @@ FREE_PORT_ATTEMPTS = 3
 POLL_SECONDS = 0.05
 LOG_NAME = "broker.log"
 LOG_TAIL_CHARACTERS = 2000
+_PORT_TAKEN = "Address already in use"
 # CONNECT, protocol "MQTT" 5, clean start, keepalive 10, no properties, client id "elma-probe".
 _PROBE = bytes([0x10, 23]) + b"\x00\x04MQTT\x05\x02\x00\x0a\x00" + b"\x00\x0aelma-probe"
 _CONNACK = 0x20
@@ -95,6 +96,7 @@ class RunningBroker:
         self.maximum_packet_bytes = maximum_packet_bytes
         self.on_stop: Callable[[], None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0
 
     def settings(self) -> BrokerSettings:
         """How a client on this machine reaches it.
@@ -121,10 +123,12 @@ class RunningBroker:
             return
         if self._is_answering():
             raise BrokerStartFailed(
-                f"port {self.port} of {self.host} is taken by another broker; choose another port"
+                f"port {self.port} of {self.host} is taken by another broker; stop it, or choose "
+                "another port"
             )
         command = self._command()
         with (self.directory / LOG_NAME).open("ab") as log:
+            self._log_begin = log.tell()
             # Our own argument list, no shell; a session of its own, so that Ctrl-C in the terminal
             # reaches us and not the broker.
             self._process = subprocess.Popen(  # noqa: S603
@@ -163,10 +167,10 @@ class RunningBroker:
             return None
 
     def log_tail(self) -> str:
-        """The end of what the broker has logged."""
+        """The end of what the broker has logged since it was started."""
         with suppress(OSError):
-            text = (self.directory / LOG_NAME).read_text(encoding="utf-8", errors="replace")
-            return text[-LOG_TAIL_CHARACTERS:].strip()
+            content = (self.directory / LOG_NAME).read_bytes()[self._log_begin :]
+            return content.decode("utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
         return ""
 
     def __enter__(self) -> RunningBroker:
@@ -195,9 +199,11 @@ class RunningBroker:
         while process is not None and time.monotonic() < deadline:
             if process.poll() is not None:
                 self._process = None
+                log = self.log_tail()
+                advice = "; another program has this port: stop it" if _PORT_TAKEN in log else ""
                 raise BrokerStartFailed(
                     f"{self.kind} on {self.host}:{self.port} ended with status "
-                    f"{process.returncode}; its log: {self.log_tail() or 'empty'}"
+                    f"{process.returncode}{advice}; its log: {log or 'empty'}"
                 )
             if self._is_answering():
                 return

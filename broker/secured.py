@@ -26,7 +26,7 @@ from pathlib import Path
 
 from broker.authority import Authority, CertifiedKey
 from broker.errors import EnrolmentError
-from broker.mosquitto_files import MosquittoVersion, secured_configuration
+from broker.mosquitto_files import MosquittoVersion, installed_version, secured_configuration
 from broker.roles import OPERATOR_NAME, Member, first_access
 from broker.secret_files import make_folder, read_file, read_secret, write_file, write_secret
 from broker.settings import BrokerSettings
@@ -165,12 +165,13 @@ def make_secured(
     now: datetime,
     port: int = DEFAULT_PORT,
     listen: str | None = None,
-    mosquitto: MosquittoVersion = "2.0",
+    mosquitto: MosquittoVersion | None = None,
     user: str | None = None,
     own: OwnCertificates | None = None,
 ) -> SecuredFolder:
     """Make the folder. `listen` is the address to bind (all of them by default); `user` is whom
-    mosquitto runs as. Raises EnrolmentError; a folder that is there already is left alone.
+    mosquitto runs as; `mosquitto` None takes the form for the one on this machine. Raises
+    EnrolmentError; a folder that is there already is left alone.
     """
     if path.exists() and any(path.iterdir()):
         raise EnrolmentError(f"{path} is not empty; a broker's folder is made once, in a new place")
@@ -182,7 +183,7 @@ def make_secured(
         hosts=tuple(hosts),
         port=port,
         control_host=hosts[0] if own.server else LOCAL_HOSTS[1],
-        mosquitto=mosquitto,
+        mosquitto=mosquitto or installed_version(),
         user=user or default_user(),
     )
     authority = _authority(own, hosts[0], now)
@@ -205,7 +206,11 @@ def make_secured(
     write_file(
         folder.configuration_file,
         secured_configuration(
-            folder.broker_files, port=port, listen=listen, version=mosquitto, user=folder.user
+            folder.broker_files,
+            port=port,
+            listen=listen,
+            version=folder.mosquitto,
+            user=folder.user,
         ).encode(),
     )
     _hand_over(folder)
@@ -238,7 +243,7 @@ def _server(
     if own.server is None or own.server_key is None or own.server_authority is None:
         names = [*hosts, *(host for host in LOCAL_HOSTS if host not in hosts)]
         return authority.issue_server(names, now), authority.certificate
-    pair = CertifiedKey(read_file(own.server), read_secret(own.server_key), 0, now)
+    pair = CertifiedKey.of_files(read_file(own.server), read_secret(own.server_key))
     return pair, read_file(own.server_authority)
 
 

@@ -5,9 +5,9 @@
         delivery = session.receive(timeout_seconds=1.0)
         session.acknowledge(delivery)
 
-A session starts whether or not there is a broker, and reconnects for ever, with a back-off that
-doubles and is drawn at random so that a restarted broker does not meet all clients at once. Its
-own thread keeps one `Connection` after another and watches paho's thread.
+A session starts whether or not there is a broker, and reconnects for ever; certificates that are
+renewed in place are taken up without a restart. Neighbours: `keeper` has the thread that does so,
+`inbox` the deliveries that wait.
 
 Deliveries wait in a queue that is bounded in number and bytes. Nothing is acknowledged until the
 caller says so, so at most `receive_maximum` unacknowledged ones come from a broker that keeps to
@@ -25,36 +25,20 @@ The subscriptions that a session is made with are its own and come back with eve
 from __future__ import annotations
 
 import random
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 
 from broker.connection import Connection, Identity
-from broker.delivery_queue import DeliveryQueue
-from broker.errors import (
-    BrokerError,
-    BrokerSettingsError,
-    ConnectFailed,
-    NotConnected,
-    PublishError,
-    SessionStopped,
-)
+from broker.errors import BrokerError, BrokerSettingsError, NotConnected, SessionStopped
 from broker.exchange import Delivery, Outcome, Publication, Receipt, Subscription
-from broker.log import LineLimit, SafeLog
+from broker.inbox import Inbox, Put
+from broker.keeper import Hooks, Keeper
 from broker.settings import BrokerSettings
 from broker.subscribing import AddedFilters
 from protocol.checks import is_name
 
-WATCHDOG_SECONDS = 1.0
-DROPPED_LINES_PER_SECOND = 1
-GOODBYE_SECONDS = 2.0
 WILL_DELAY_SECONDS = 10
-STABLE_SECONDS = 10.0
-"""A connection that lived this long resets the back-off."""
 QUEUE_BOUND_BYTES = 256 * 1024 * 1024
-_log = SafeLog("elma.broker")
 
 __all__ = [
     "Delivery",
@@ -117,11 +101,9 @@ class Session:
         self.client_id = client_id
         self.on_connection_change = on_connection_change
         self.on_subscription_refused: Callable[[str], None] | None = None
-        self.dropped_total = 0
         self.callback_failures_total = 0
-        self.connections_total = 0
         self._settings = settings
-        self._identity = Identity(
+        identity = Identity(
             client_id,
             tuple(subscriptions),
             receive_maximum,
@@ -131,53 +113,31 @@ class Session:
             will_delay_seconds,
             largest,
         )
-        self._birth = birth
         self._persists = not clean_start and session_expiry_seconds > 0
         self._added = AddedFilters(
             (subscription.topic_filter for subscription in subscriptions), are_kept=self._persists
         )
-        self._queue = DeliveryQueue(queue_bound, queue_bound_bytes)
-        self._dropped_lines = LineLimit(DROPPED_LINES_PER_SECOND)
-        self._arrived = threading.Condition()
-        self._changed = threading.Condition()
-        self._stopping = threading.Event()
-        self._connection: Connection | None = None
-        self._epoch = 0
-        self._failure: BrokerError | None = None
-        self._keeper: threading.Thread | None = None
-        # Jitter against crowds of clients, not a secret.
-        self._generator = generator or random.Random()  # noqa: S311
+        self._inbox = Inbox(client_id, queue_bound, queue_bound_bytes, largest)
+        hooks = Hooks(
+            beginning=self._forget_stale,
+            changed=self._tell,
+            stopping=self._inbox.wake,
+            delivered=self._take_in,
+            subscription_refused=self._tell_refused,
+            callback_failed=self._count_callback_failure,
+        )
+        self._keeper = Keeper(settings, identity, birth, self._added, hooks, generator)
 
     # -- life ------------------------------------------------------------------------------
 
     def start(self) -> Session:
         """Begin to connect; returns at once. Raises BrokerSettingsError for unusable files."""
-        if self._keeper is not None:
-            raise BrokerSettingsError(f"{self.client_id}: a session starts once; make a new one")
-        self._settings.password()
-        self._settings.tls_context()
-        self._keeper = threading.Thread(
-            target=self._keep_connected, name=f"elma-session-{self.client_id}", daemon=True
-        )
         self._keeper.start()
         return self
 
     def stop(self) -> None:
         """Publish the will ourselves, disconnect, and end the session's threads. Idempotent."""
-        if self._stopping.is_set() or self._keeper is None:
-            return
-        self._say(self._identity.will, GOODBYE_SECONDS)
-        self._stopping.set()
-        with self._arrived:
-            self._arrived.notify_all()
-        connection = self._connection
-        if connection is not None:
-            connection.abandon()
-        if threading.current_thread() is not self._keeper:
-            patience = 4 * GOODBYE_SECONDS + 2 * self._settings.connect_timeout_seconds
-            self._keeper.join(patience)
-            if self._keeper.is_alive():
-                _log.error("broker_session_did_not_stop", client=self.client_id)
+        self._keeper.stop()
 
     def __enter__(self) -> Session:
         return self.start()
@@ -195,42 +155,52 @@ class Session:
     @property
     def is_connected(self) -> bool:
         """Connected, with every subscription granted."""
-        connection = self._connection
-        return connection is not None and connection.is_ready
+        return self._keeper.is_connected
 
     @property
     def is_running(self) -> bool:
         """Whether the thread that keeps it connected lives."""
-        return self._keeper is not None and self._keeper.is_alive()
+        return self._keeper.is_running
 
     @property
     def epoch(self) -> int:
         """The number of the present or last connection; 0 before the first."""
-        return self._epoch
+        return self._keeper.epoch
+
+    @property
+    def connections_total(self) -> int:
+        """How often it has been connected."""
+        return self._keeper.connections_total
+
+    @property
+    def dropped_total(self) -> int:
+        """Deliveries that found no place."""
+        return self._inbox.dropped_total
 
     @property
     def failure(self) -> BrokerError | None:
         """Why there is no connection, if that is known; None while connected."""
-        return None if self.is_connected else self._failure
+        return self._keeper.failure
 
     @property
     def maximum_packet_bytes(self) -> int:
         """The largest packet that the broker takes, as far as it has said."""
-        connection = self._connection
-        if connection is None:
-            return self._settings.maximum_packet_bytes
-        return connection.maximum_packet_bytes
+        connection = self._keeper.connection
+        return (
+            self._settings.maximum_packet_bytes
+            if connection is None
+            else (connection.maximum_packet_bytes)
+        )
 
     @property
     def in_flight_limit(self) -> int:
         """How many publications may wait for the broker's acknowledgement at once."""
-        connection = self._connection
+        connection = self._keeper.connection
         return self._settings.max_in_flight if connection is None else connection.in_flight_limit
 
     def wait_connected(self, timeout_seconds: float) -> bool:
         """Whether the session is connected, or becomes so within `timeout_seconds`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.is_connected, timeout_seconds)
+        return self._keeper.wait_connected(timeout_seconds)
 
     # -- messages --------------------------------------------------------------------------
 
@@ -265,99 +235,32 @@ class Session:
 
     def _live_connection(self) -> Connection:
         """The present connection. Raises NotConnected or SessionStopped."""
-        if self._stopping.is_set() or self._keeper is None:
+        if self._keeper.is_stopping or not self._keeper.is_running:
             raise SessionStopped(f"{self.client_id}: the session is not running")
-        connection = self._connection
+        connection = self._keeper.connection
         if connection is None:
             raise NotConnected(f"{self.client_id}: not connected to {self._settings.address}")
         return connection
 
     def receive(self, timeout_seconds: float) -> Delivery | None:
         """The next delivery, or None after `timeout_seconds`, or at once when stopped and empty."""
-        with self._arrived:
-            self._arrived.wait_for(
-                lambda: len(self._queue) or self._stopping.is_set(), max(0.0, timeout_seconds)
-            )
-            return self._queue.take()
+        return self._inbox.take(timeout_seconds, lambda: self._keeper.is_stopping)
 
     def acknowledge(self, delivery: Delivery) -> bool:
         """Tell the broker that a delivery is safe here. False, and nothing sent, if its connection
         is gone (it may come again) or if it was acknowledged before."""
-        connection = self._connection
+        connection = self._keeper.connection
         return connection is not None and connection.acknowledge(delivery)
 
-    # -- the keeper's thread ---------------------------------------------------------------
-
-    def _keep_connected(self) -> None:
-        """One connection after another until stopped."""
-        delay_seconds = self._settings.reconnect_min_seconds
-        while not self._stopping.is_set():
-            began = time.monotonic()
-            try:
-                self._live_once()
-            except BrokerError as error:
-                self._note_failure(error)
-            except Exception as error:
-                _log.exception("broker_session_failed", client=self.client_id)
-                self._note_failure(ConnectFailed(f"{self.client_id}: {type(error).__name__}"))
-            if time.monotonic() - began >= STABLE_SECONDS:
-                delay_seconds = self._settings.reconnect_min_seconds
-            self._stopping.wait(delay_seconds * self._generator.uniform(0.5, 1.5))
-            delay_seconds = min(2 * delay_seconds, self._settings.reconnect_max_seconds)
-
-    def _live_once(self) -> None:
-        """Connect, stay until the connection ends or the session stops, and clean up."""
-        connection = Connection(
-            self._settings,
-            replace(self._identity, stale_filters=self._added.begin_connection()),
-            self._epoch + 1,
-            self._take_in,
-            self._count_callback_failure,
-            self._tell_refused,
-        )
-        self._epoch += 1
-        self._forget_stale()
-        self._connection = connection
-        try:
-            connection.open()
-            self._added.note_connected()
-            self.connections_total += 1
-            self._failure = None
-            _log.info("broker_connected", client=self.client_id, epoch=self._epoch)
-            self._say(self._birth, 0.0)
-            self._tell(True)
-            while not self._stopping.is_set() and not connection.wait_closed(WATCHDOG_SECONDS):
-                pass
-            if connection.failure is not None and not self._stopping.is_set():
-                self._note_failure(connection.failure)
-        finally:
-            connection.close()
-            self._connection = None
-            if connection.was_ready:
-                self._tell(False)
+    # -- the keeper's hooks ----------------------------------------------------------------
 
     def _take_in(self, delivery: Delivery) -> None:
         """Queue a delivery; on paho's thread. See the module's word on a full queue."""
-        with self._arrived:
-            # A broker that knows no limits may send more than was asked for; that stays unwanted.
-            is_too_large = len(delivery.payload) > self._identity.largest_packet_bytes
-            dropped = [delivery] if is_too_large else self._queue.put(delivery)
-            self.dropped_total += len(dropped)
-            self._arrived.notify()
-        if not dropped:
+        put = self._inbox.put(delivery)
+        if put is Put.TAKEN or delivery.qos == 0:
             return
-        _log.limited_warning(
-            self._dropped_lines,
-            "broker_delivery_dropped",
-            client=self.client_id,
-            topic=delivery.topic,
-            payload_bytes=len(delivery.payload),
-            dropped_total=self.dropped_total,
-        )
-        if delivery.qos == 0 or dropped[-1] is not delivery:
-            return
-        connection = self._connection
-        if is_too_large or not self._persists:
+        connection = self._keeper.connection
+        if put is Put.TOO_LARGE or not self._persists:
             self.acknowledge(delivery)
         elif connection is not None and connection.epoch == delivery.epoch:
             connection.abandon("too many deliveries wait here; the next connection brings them")
@@ -365,46 +268,17 @@ class Session:
     def _forget_stale(self) -> None:
         """Drop queued deliveries that a persistent session is about to be sent again."""
         if self._persists:
-            with self._arrived:
-                self._queue.keep_only_qos_0()
-
-    def _say(self, publication: Publication | None, wait_seconds: float) -> None:
-        """Publish our presence if we can; it only informs, so failing is no failure."""
-        connection = self._connection
-        if publication is None or connection is None:
-            return
-        try:
-            receipt = connection.publish(publication)
-        except PublishError as error:
-            _log.info("broker_presence_not_published", client=self.client_id, why=str(error))
-            return
-        if wait_seconds > 0:
-            receipt.wait(wait_seconds)
+            self._inbox.forget_what_comes_again()
 
     def _tell(self, connected: bool) -> None:
-        """Wake who waits for a connection, and call the caller's hook safely."""
-        with self._changed:
-            self._changed.notify_all()
-        hook = self.on_connection_change
-        if hook is None:
-            return
-        try:
-            hook(connected)
-        except Exception:
-            self._count_callback_failure()
-            _log.exception("broker_hook_failed", client=self.client_id)
+        if self.on_connection_change is not None:
+            self.on_connection_change(connected)
 
     def _tell_refused(self, topic_filter: str) -> None:
         """Hand a refusal to the caller's hook; `Connection` keeps an exception from harm."""
         self._added.discard(topic_filter)
         if self.on_subscription_refused is not None:
             self.on_subscription_refused(topic_filter)
-
-    def _note_failure(self, error: BrokerError) -> None:
-        """Keep the reason for `failure`; log it when it is not the same as before."""
-        if str(error) != str(self._failure):
-            _log.warning("broker_not_connected", client=self.client_id, why=str(error))
-        self._failure = error
 
     def _count_callback_failure(self) -> None:
         self.callback_failures_total += 1

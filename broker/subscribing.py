@@ -29,6 +29,12 @@ class Subscribing:
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Subscription, ...]] = {}
 
+    @property
+    def count(self) -> int:
+        """Packets that wait now."""
+        with self._lock:
+            return len(self._waiting)
+
     def ask(
         self,
         subscriptions: Sequence[Subscription],

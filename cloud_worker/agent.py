@@ -1,46 +1,35 @@
-"""A worker as a process: its parts put together, started, drained and stopped in the right order.
+"""A worker: its parts put together, started, drained and stopped in the right order.
 
     deliveries -> Intake -> RequestQueue -> Resumer -> Replies -> publications
                      |-> ReleaseKeeper -> Releases
 
-Input: `WorkerSettings`. Output: a process that serves until SIGTERM or SIGINT. Neighbours:
-`elma worker run` calls `run_worker`; `receive`, `request_queue`, `resume`, `reply`, `health` and,
-where a channel is followed, `release_keeper` do the work.
-
-Lifetimes. A first signal drains: new requests are told busy, accepted ones get `drain_seconds` to
-be answered, the rest is told to go elsewhere, presence says offline, exit status 0. A second signal
-skips the waiting. A worker whose receiving, computing, replying or connecting thread has ended
-cannot answer: it leaves the broker, so that others get its share, and ends with status 1. One that
-is killed leaves nothing behind but leases, which run out, and its last will.
+Inputs: `WorkerSettings`, releases, keys. Outputs: `start`, `drain`, `stop`, and how it is.
+Neighbours: `service` makes it a process; `receive`, `request_queue`, `resume`, `reply` and, where a
+channel is followed, `release_keeper` do the work.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from broker.exchange import Publication, Subscription
 from broker.log import SafeLog
-from broker.notify import ServiceManager
 from broker.session import Session
+from broker.tracing import Tracing, finish
 from cloud_worker.agreement import AgreementCounter
-from cloud_worker.errors import PartDied, describe_fault
-from cloud_worker.health import HealthServer
+from cloud_worker.errors import describe_fault
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.receive import Intake
 from cloud_worker.release_keeper import ReleaseKeeper
-from cloud_worker.release_start import load_releases, open_store
 from cloud_worker.releases import LoadedRelease, Releases
 from cloud_worker.reply import Replies
 from cloud_worker.request_queue import RequestQueue
 from cloud_worker.resume import Resumer
 from cloud_worker.settings import WorkerSettings
 from protocol.duplicates import DuplicateGuard
-from protocol.key_files import EdgeFolder, PoolKeyFile
 from protocol.keys import EdgeDirectory, PoolKeys
 from protocol.messages import Presence, encode_message
 from protocol.topics import (
@@ -53,9 +42,7 @@ from releases.store import ReleaseStore
 
 STUCK_SECONDS = 120.0
 FLUSH_SECONDS = 5.0
-WATCH_SECONDS = 0.5
 REPLIES_FOR_EACH_PLACE = 4
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = SafeLog("elma.worker")
 
@@ -71,6 +58,7 @@ class Worker:
         edges: EdgeDirectory,
         store: ReleaseStore | None = None,
         *,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -78,7 +66,10 @@ class Worker:
         self.settings = settings
         self._clock = clock
         self.metrics = WorkerMetrics()
-        self._releases = releases
+        if tracing is not None:
+            dropped = self.metrics.spans_dropped
+            tracing.count_dropped_with(lambda cause, count: dropped.labels(cause).inc(count))
+        self._releases, self._pool_keys = releases, pool_keys
         self.session = _make_session(settings)
         self.agreement = AgreementCounter(self.metrics.agreement)
         self.keeper: ReleaseKeeper | None = None
@@ -135,6 +126,7 @@ class Worker:
             pace=lambda: self.resumer.seconds_a_request,
             listeners=() if self.keeper is None else (self.keeper.take,),
             is_coming=lambda release: self.keeper is not None and self.keeper.is_coming(release),
+            tracing=tracing,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -171,8 +163,9 @@ class Worker:
             if self.queue.remove(request):
                 self.metrics.requests.labels("abandoned").inc()
                 self.metrics.dropped_windows.labels("abandoned").inc(request.dropped_windows)
-                edge, request_id = request.key
-                _log.warning("request", outcome="abandoned", edge=edge, request=request_id)
+                finish(request.phase)
+                finish(request.asker.span, outcome="abandoned")
+                _log.warning("request", outcome="abandoned", **request.asker.log_fields)
                 self.replies.error(request.asker, "internal", "the worker is going away")
         self.intake.stop()
         if self.replies.is_alive:
@@ -216,6 +209,7 @@ class Worker:
             "is_ready": is_alive and connected and not draining and bool(self._releases.loaded()),
             "name": self.settings.name,
             "connected": connected,
+            "pool_keys": list(self._pool_keys().ids),
             "releases": [self._describe(one) for one in self._releases.loaded()],
             "channel": None if self.keeper is None else self.keeper.health(),
             "parts": parts,
@@ -242,83 +236,6 @@ class Worker:
         metrics.show_releases(self._releases.digests())
         metrics.certificate_expires.set_function(self.settings.broker.certificate_expires)
         metrics.draining.set_function(lambda: float(self.intake.is_draining))
-
-
-def run_worker(settings: WorkerSettings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises PartDied when a thread of the worker ends.
-
-    Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError`,
-    `releases.errors.StoreError` or `broker.errors.BrokerSettingsError` before it serves.
-    """
-    stopping, hurrying = threading.Event(), threading.Event()
-
-    def note_signal(_number: int, _frame: FrameType | None) -> None:
-        (hurrying if stopping.is_set() else stopping).set()
-
-    pool_keys = PoolKeyFile(settings.pool_secret_file)
-    edges = EdgeFolder(settings.edges_folder)
-    server = HealthServer(settings.http)
-    try:
-        store = open_store(settings)
-        releases = load_releases(settings, store)
-        worker = Worker(settings, releases, _watched(pool_keys), edges, store)
-        for number in SIGNALS:
-            signal.signal(number, note_signal)
-        worker.start()
-        server.start(worker.health, worker.metrics)
-        _log.info(
-            "worker_started",
-            name=settings.name,
-            broker=settings.broker.address,
-            health=f"{server.url}/healthz",
-            releases=releases.names(),
-            engines=releases.engines(),
-            pool_keys=list(pool_keys.keys().ids),
-        )
-        manager = ServiceManager()
-        manager.ready()
-        _wait_until_told(stopping, worker, manager)
-        manager.stopping()
-        _log.info("worker_draining", requests=len(worker.queue))
-        is_drained = worker.drain(hurrying)
-        worker.stop()
-        _log.info("worker_stopped", drained=is_drained)
-    finally:
-        server.stop()
-
-
-def _wait_until_told(stopping: threading.Event, worker: Worker, manager: ServiceManager) -> None:
-    """Return when the process is told to stop; leave the broker and raise when a part dies.
-
-    A part that lives and is stuck cannot be ended from here: the service manager hears of it.
-    """
-    while not stopping.wait(WATCH_SECONDS):
-        dead = worker.dead_parts()
-        if dead:
-            _log.error("worker_part_died", parts=dead)
-            worker.leave()
-            raise PartDied(
-                f"worker {worker.settings.name}: the thread of {', '.join(dead)} ended; the worker "
-                "has left the broker, start it again (the log above says what failed)"
-            )
-        manager.feed(worker.health()["is_alive"])
-
-
-def _watched(file: PoolKeyFile) -> Callable[[], PoolKeys]:
-    """The pool's keys of now; tells in the log when others are read, or cannot be."""
-    last = file.keys(), file.failure
-
-    def keys() -> PoolKeys:
-        nonlocal last
-        now = file.keys(), file.failure
-        if now[1] is not None and now[1] is not last[1]:
-            _log.error("pool_keys_not_read", why=str(now[1]))
-        elif now[0] is not last[0]:
-            _log.info("pool_keys_read", pool_keys=list(now[0].ids))
-        last = now
-        return now[0]
-
-    return keys
 
 
 def presence(name: str, *, is_online: bool) -> Publication:

@@ -10,18 +10,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from broker.tracing import Span
 from cloud_worker.releases import LoadedRelease
 from protocol.messages import Provisional
+from protocol.requests import request_id_of
 from protocol.sealing import RequestHeader, RequestKey
 from reader.spans import WindowSpans
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Whom a reply is for, and the key that seals it."""
+    """Whom a reply is for, and the key that seals it; `span` covers the request, if traced."""
 
     header: RequestHeader
     key: RequestKey = field(repr=False)
+    span: Span | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """Which request it is, in every log line: the question's id, as the edge says it, first."""
+        wire_id = self.header.request
+        named = {
+            "request_id": request_id_of(wire_id),
+            "wire_id": wire_id,
+            "edge": self.header.edge,
+        }
+        is_traced = self.span is not None and self.span.is_sampled
+        return {**named, "trace_id": self.span.trace_id} if is_traced and self.span else named
 
 
 @dataclass(eq=False)
@@ -34,7 +49,8 @@ class HeldRequest:
     when it ended.
 
     `is_open` belongs to the queue's lock, `lease_until` to whoever renews it (a race renews twice),
-    and the results to the compute thread.
+    and the results to the compute thread, as does `is_computing`, which says that a window of it
+    was in a batch; `phase` is the span of its queueing, then of its computing.
     """
 
     asker: Asker
@@ -52,6 +68,8 @@ class HeldRequest:
     dropped_windows: int = 0
     compute_seconds: float = 0.0
     results: dict[int, WindowSpans] = field(default_factory=dict)
+    phase: Span | None = field(default=None, repr=False)
+    is_computing: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

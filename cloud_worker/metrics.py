@@ -110,6 +110,11 @@ class WorkerMetrics:
             "deliveries_dropped", "Deliveries so far that found no place to wait to be opened."
         )
         self.draining = gauge("draining", "1 once the worker accepts no more requests.")
+        self.spans_dropped = counter(
+            "spans_dropped", "Spans of traces that no collector got.", ["cause"]
+        )
+        for cause in ("queue_full", "not_sent"):
+            self.spans_dropped.labels(cause)
         ProcessCollector(namespace="elma_worker", registry=self.registry)
 
     def show_releases(self, loaded: Collection[str]) -> None:

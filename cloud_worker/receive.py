@@ -2,7 +2,7 @@
 
 Inputs: deliveries of the session. Outputs: accepted requests in the `RequestQueue`; what the worker
 says to them, through `Replies`; dead letters; what concerns releases, to its listeners. Neighbours:
-`protocol` opens, `reader` decodes the states, `resume` computes.
+`protocol` opens, `unpacking` decodes the states, `resume` computes.
 
 The way of a request, the cheapest check first:
 
@@ -26,13 +26,15 @@ from typing import Protocol
 
 from broker.exchange import Delivery
 from broker.log import LineLimit, SafeLog
+from broker.tracing import Span, Tracing, begin, finish
 from cloud_worker.dead_letters import dead_letter_of
 from cloud_worker.errors import RequestRefused, describe_fault
 from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.metrics import WorkerMetrics
 from cloud_worker.releases import Releases
 from cloud_worker.reply import Replies
-from cloud_worker.request_queue import RequestQueue, Window, waiting_window
+from cloud_worker.request_queue import RequestQueue, Window
+from cloud_worker.unpacking import waiting_windows
 from protocol.duplicates import DuplicateGuard, Seen
 from protocol.errors import (
     ConflictingDuplicate,
@@ -42,13 +44,9 @@ from protocol.errors import (
     UnknownEdge,
 )
 from protocol.keys import EdgeDirectory, PoolKeys
-from protocol.messages import RequestWindow
+from protocol.requests import request_id_of
 from protocol.sealing import OpenedRequest, open_cancel, open_request, peek_header
 from protocol.topics import CancelTopic, DeadLetterTopic, RequestTopic, parse_topic
-from reader.arrays import FloatArray
-from reader.codecs import TOKENS, decode_tokens
-from reader.errors import StateError, StateShapeError, UnknownCodec
-from reader.model import Reader
 
 RECEIVE_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 5.0
@@ -96,6 +94,7 @@ class Intake:
         pace: Callable[[], float],
         listeners: Sequence[Callable[[Delivery], bool]] = (),
         is_coming: Callable[[str], bool] = lambda _release: False,
+        tracing: Tracing | None = None,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
@@ -105,7 +104,7 @@ class Intake:
         self._ranks = {priority: rank for rank, priority in enumerate(priorities)}
         self._lease_seconds, self._state_bytes_bound = lease_seconds, state_bytes_bound
         self._pace, self._clock, self._wall_clock = pace, clock, wall_clock
-        self._listeners, self._is_coming = listeners, is_coming
+        self._listeners, self._is_coming, self._tracing = listeners, is_coming, tracing
         self._unproved_lines = LineLimit()
         self.is_draining = False
         self._is_stopping = threading.Event()
@@ -168,7 +167,7 @@ class Intake:
         opened = self._open(delivery, topic)
         if opened is None:
             return
-        asker = Asker(opened.header, opened.key)
+        asker = Asker(opened.header, opened.key, self._traced(opened, delivery))
         if self._is_known(delivery, asker):
             return
         try:
@@ -185,11 +184,13 @@ class Intake:
             return
         except Exception:
             self._guard.forget(topic.edge, topic.request)
+            finish(asker.span, "receive")
             raise
         if self.is_draining or not self._queue.reserve(request):
             self._guard.forget(topic.edge, topic.request)
             self._send_away(delivery, asker)
             return
+        request.phase = begin(asker.span, "queue")
         # Accepted goes into the reply thread's line before the answer can.
         self._replies.accepted(asker, self._lease_seconds, delivery)
         self._queue.enter(windows)
@@ -207,6 +208,26 @@ class Intake:
                 outcome = "unknown_edge"
             self._bury(delivery, topic, outcome, error)
         return None
+
+    def _traced(self, opened: OpenedRequest, delivery: Delivery) -> Span | None:
+        """The span of a request, below the edge's own where it has one."""
+        if self._tracing is None:
+            return None
+        header, body = opened.header, opened.body
+        return self._tracing.begin(
+            "request",
+            body.trace_parent,
+            kind="consumer",
+            request_id=request_id_of(header.request),
+            wire_id=header.request,
+            edge=header.edge,
+            release=header.release,
+            bytes=len(delivery.payload),
+            windows=len(body.windows),
+            codec=body.windows[0].codec,
+            from_layer=body.windows[0].from_layer,
+            is_audit=body.is_audit,
+        )
 
     def _refuse_expired(self, delivery: Delivery, topic: RequestTopic, reason: str) -> None:
         """Tell the edge, if the request proves to be one: its clock may be wrong."""
@@ -275,7 +296,7 @@ class Intake:
             },
             is_audit=opened.body.is_audit,
         )
-        return request, _waiting_windows(request, windows, reader)
+        return request, waiting_windows(request, windows, reader)
 
     def _take_cancel(self, delivery: Delivery, topic: CancelTopic) -> None:
         """Drop a held request, if the cancellation proves to come from its edge."""
@@ -286,6 +307,7 @@ class Intake:
         if self._queue.remove(request):
             self._guard.forget(topic.edge, topic.request)
             self._metrics.dropped_windows.labels("cancelled").inc(request.dropped_windows)
+            finish(request.phase)
             self._note(request.asker, "cancelled")
 
     def _send_away(self, delivery: Delivery, asker: Asker) -> None:
@@ -313,8 +335,9 @@ class Intake:
             self._unproved_lines,
             "request",
             outcome=outcome,
+            request_id=request_id_of(topic.request),
+            wire_id=topic.request,
             edge=topic.edge,
-            request=topic.request,
             payload_bytes=len(delivery.payload),
             payload_sha256=sha256,
             error_type=type(error).__name__,
@@ -327,61 +350,10 @@ class Intake:
     def _note(self, asker: Asker, outcome: str, **more: str | bool) -> None:
         """Count a request that is not held, and write its one log line."""
         self._metrics.requests.labels(outcome).inc()
-        header = asker.header
-        _log.info("request", outcome=outcome, edge=header.edge, request=header.request, **more)
+        finish(asker.span, outcome=outcome, **more)
+        _log.info("request", outcome=outcome, **asker.log_fields, **more)
 
 
 def _reason(error: ProtocolError) -> str:
     """The kind of an error as one word: `TruncatedMessage` is `truncated_message`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
-
-
-def _waiting_windows(
-    request: HeldRequest, windows: Sequence[RequestWindow], reader: Reader
-) -> list[Window]:
-    """The windows of a request, each with its decoded state. Raises RequestRefused."""
-    return [
-        waiting_window(
-            request,
-            reader.config,
-            index=window.index,
-            layer=window.from_layer,
-            question_tokens=window.question_tokens,
-            state=state,
-        )
-        for window, state in ((window, _decoded_state(window, reader)) for window in windows)
-    ]
-
-
-def _decoded_state(window: RequestWindow, reader: Reader) -> FloatArray:
-    """The state `[T, H]` of a window that this reader can continue. Raises RequestRefused."""
-    config = reader.config
-    if window.from_layer >= config.layers:
-        raise RequestRefused(
-            "bad_state", f"window {window.index} is after layer {window.from_layer}, the last one"
-        )
-    if window.length_tokens > config.max_positions:
-        raise RequestRefused(
-            "bad_state", f"window {window.index} is longer than {config.max_positions} tokens"
-        )
-    if not 2 <= window.question_tokens <= window.length_tokens - 2:
-        raise RequestRefused("bad_state", f"window {window.index} has no passage")
-    try:
-        if window.codec == TOKENS:
-            return _embedded_tokens(window, reader)
-        return reader.codecs.decode(
-            window.codec, window.from_layer, window.state, window.length_tokens
-        )
-    except UnknownCodec as error:
-        raise RequestRefused("unknown_codec", str(error)) from error
-    except StateError as error:
-        raise RequestRefused("bad_state", f"window {window.index}: {error}") from error
-
-
-def _embedded_tokens(window: RequestWindow, reader: Reader) -> FloatArray:
-    """The state after layer 0 of a window that came as token ids. Raises StateError."""
-    if window.from_layer != 0:
-        raise StateShapeError(f"token ids after layer {window.from_layer}; they belong to layer 0")
-    ids = decode_tokens(window.state, window.length_tokens, reader.config.vocab_size)
-    batch = reader.engine.embed([ids], [window.question_tokens])
-    return reader.engine.states(batch)[0]

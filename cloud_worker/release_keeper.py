@@ -6,14 +6,13 @@
     care:     nobody needs it any more -> takes no new requests -> out of memory, off the disk
 
 Inputs: candidates of `releases.follower`, the edges' model states, the store. Outputs: changes of
-`Releases`, retained reports, metrics. Neighbours: `agent` owns it, `receive` hands deliveries over.
+`Releases`, retained reports, metrics. Neighbours: `agent` owns it, `receive` hands deliveries over,
+`release_loading` proves and loads, `release_room` decides who stays.
 
-A worker waits for no rollout order: it has to have a release before the first edge does. Needed are
-the settings' own models, the channel's release and the last good one, what is being fetched, and
-what a living edge names; what else is here goes when it is idle, or when its place is needed.
+A worker waits for no rollout order: it has to have a release before the first edge does.
 
-Threads: the follower's calls `_adopt`; "elma-keeper" loads what the disk still had and cares; the
-intake's calls `take`. All of them load at a lower priority than the one that computes.
+Threads: the follower's calls `_adopt` and `_note_progress`; "elma-keeper" loads what the disk still
+had and cares; the intake's calls `take`.
 """
 
 from __future__ import annotations
@@ -22,35 +21,27 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from broker.exchange import Delivery
 from broker.log import SafeLog
 from broker.session import Session
 from cloud_worker.agreement import AgreementCounter
-from cloud_worker.errors import RequestRefused, TooManyReleases, describe_fault
+from cloud_worker.errors import RequestRefused, describe_fault
 from cloud_worker.living_edges import LivingEdges
 from cloud_worker.metrics import WorkerMetrics
+from cloud_worker.release_loading import ReleaseLoader
 from cloud_worker.release_reports import ReleaseReports
-from cloud_worker.release_start import give_way, load_installed
+from cloud_worker.release_room import ReleaseRoom
+from cloud_worker.release_start import give_way
 from cloud_worker.releases import Releases
 from cloud_worker.settings import ReleaseSettings, WorkerSettings
 from protocol.errors import ProtocolError
 from protocol.release_messages import ModelState
 from protocol.topics import ModelStateTopic, parse_topic
-from reader.errors import ReaderError
-from reader.model import Reader
 from reader.weights import resolve_model_folder
-from releases.errors import (
-    CannotLoad,
-    NotEnoughSpace,
-    ProofStarved,
-    ReleaseError,
-    ReleaseRejected,
-)
+from releases.errors import ReleaseError
 from releases.follower import Candidate, Progress, ReleaseFollower
-from releases.proving import Computing, check_in_child
 from releases.store import ReleaseStore
 
 CARE_SECONDS = 0.5
@@ -59,9 +50,6 @@ SWEEP_SECONDS = 60.0
 CATCH_UP_SECONDS = 30.0
 """For so long after its start a worker without the channel's release may yet get any release."""
 STOP_SECONDS = 10.0
-FAILURES_KEPT = 64
-LOAD_AGAIN_SECONDS = (60.0, 3600.0)
-"""First and longest wait before what the disk has, and could not be loaded, is tried again."""
 
 _log = SafeLog("elma.worker")
 
@@ -86,26 +74,36 @@ class ReleaseKeeper:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises KeyFileError for a publisher file that cannot be used."""
-        self._settings, self._rules, self._store = settings, rules, store
-        self._releases, self._metrics, self._agreement = releases, metrics, agreement
-        self._clock = clock
-        self._in_memory = releases.in_memory()
+        self._rules, self._store, self._releases = rules, store, releases
+        self._session, self._metrics, self._clock = session, metrics, clock
         self._edges = LivingEdges(wall_clock)
         self._reports = ReleaseReports(
             session, settings.name, agreement.snapshot, clock=clock, wall_clock=wall_clock
         )
-        self._to_load = [one for one in store.releases() if self._is_worth_loading(one)]
-        self._load_at, self._load_pause = clock(), LOAD_AGAIN_SECONDS[0]
-        self._failures: dict[str, str] = {}
         self._progress = Progress("init")
-        self._began = self._worked_since = clock()
-        self._swept_at = clock()
-        self._loading = threading.Lock()  # for as long as a load takes
-        self._changing = threading.Lock()  # never for long
+        self._began = self._worked_since = self._swept_at = clock()
         self._wake = threading.Event()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="elma-keeper", daemon=True)
-        self._session = session
+        self._room = ReleaseRoom(
+            store,
+            releases,
+            self._edges,
+            metrics,
+            agreement,
+            idle_seconds=rules.idle_seconds,
+            clock=clock,
+        )
+        self._loader = ReleaseLoader(
+            settings,
+            store,
+            releases,
+            self._room,
+            metrics,
+            young_seconds=rules.idle_seconds,
+            is_stopping=self._is_stopping.is_set,
+            clock=clock,
+        )
         self._follower = ReleaseFollower(
             session,
             store,
@@ -166,7 +164,7 @@ class ReleaseKeeper:
         Called for every request that names an unknown release.
         """
         progress = self._progress
-        if release in self._to_load and release not in self._failures:
+        if self._loader.is_hoped_for(release):
             return True
         if progress.state in ("active", "failed"):
             return False
@@ -178,7 +176,7 @@ class ReleaseKeeper:
         return {
             **self._follower.health(),
             "loading": self._loading_digests(),
-            "failed": self._failed(),
+            "failed": self._loader.failed(),
             "living_edges": len(self._edges),
             "named_but_not_loaded": sorted(named - self._releases.digests()),
         }
@@ -193,62 +191,20 @@ class ReleaseKeeper:
         with suppress(RequestRefused):
             self._releases.find(candidate.release)  # it is used: nobody takes it for idle
             return
-        self._load(candidate.folder, candidate.release, candidate.version)
+        self._loader.load(candidate.folder, candidate.release, candidate.version)
         self._worked_since = self._clock()
         self._wake.set()
 
     def _note_progress(self, progress: Progress) -> None:
         """Every change of the follower; any of its failures is counted and told."""
-        with self._changing:
-            before, self._progress = self._progress, progress
-            if progress.target is not None:
-                self._failures.pop(progress.target, None)
-                if progress.state == "failed":
-                    self._failures[progress.target] = progress.reason
-                    if len(self._failures) > FAILURES_KEPT:
-                        del self._failures[next(iter(self._failures))]
+        before, self._progress = self._progress, progress
+        self._room.expect(progress.target)
+        if progress.target is not None:
+            has_failed = progress.state == "failed"
+            self._loader.note(progress.target, progress.reason if has_failed else None)
         if progress.state == "failed" and progress != before:
             self._metrics.release_failures.labels(progress.reason_code or "failed").inc()
         self._wake.set()
-
-    # -- loading, on either thread ---------------------------------------------------------
-
-    def _load(self, folder: Path, release: str, version: int | None) -> None:
-        """Prove a release and load it beside the others, if there is a place for it.
-
-        Raises ReleaseError.
-        """
-        try:
-            self._releases.check_place(release, self._releases.digests() - self._needed())
-        except TooManyReleases as error:
-            raise NotEnoughSpace(str(error)) from error
-        give_way()
-        report = check_in_child(
-            folder,
-            Computing(self._settings.engine, self._settings.precision),
-            is_stopping=self._is_stopping.is_set,
-        )
-        _log.info("canaries_passed", release=release, seconds=round(report.seconds, 2))
-        with self._loading:
-            try:
-                reader = load_installed(self._settings, folder, release, version)
-            except ReaderError as error:
-                raise CannotLoad(f"it cannot be loaded here: {error}") from error
-            except MemoryError as error:
-                raise ProofStarved("there is no memory to load it beside the others") from error
-            self._add(reader)
-        self._metrics.release_loads.inc()
-        _log.info("release_loaded", release=release, releases=self._releases.names())
-
-    def _add(self, reader: Reader) -> None:
-        with self._changing:
-            may_go = self._releases.digests() - self._needed()
-            try:
-                gone = self._releases.add(reader, may_go)
-            except TooManyReleases as error:
-                raise NotEnoughSpace(str(error)) from error
-            for release in gone:
-                self._let_go(release, "evicted")
 
     # -- the keeper's thread ---------------------------------------------------------------
 
@@ -256,51 +212,30 @@ class ReleaseKeeper:
         give_way()
         while not self._is_stopping.is_set():
             try:
-                self._load_from_disk()
-                self._care()
+                self._go_around()
             except Exception as error:
                 self._metrics.failures.labels("releases").inc()
                 _log.error("release_care_failed", error=f"{describe_fault(error)}: {error}")
             self._wake.wait(CARE_SECONDS)
             self._wake.clear()
 
-    def _load_from_disk(self) -> None:
-        """What was here before the worker was started again, one each time.
-
-        Proved like new ones: the last life may have ended between installing and proving. What
-        fails for want of time, memory or place is tried again later, after the others.
-        """
-        if not self._to_load or self._clock() < self._load_at:
-            return
-        release, *left = self._to_load
-        state = self._store.state
-        version = state.last_good_version if release == state.last_good else None
-        try:
-            if release not in self._releases.digests() and self._store.sound(release) is not None:
-                self._load(self._store.path_of(release), release, version)
-            self._failures.pop(release, None)
-            self._load_pause = LOAD_AGAIN_SECONDS[0]
-        except ReleaseRejected as error:
-            self._note_not_loaded(release, error)
-        except ReleaseError as error:
-            self._note_not_loaded(release, error)
-            self._load_at = self._clock() + self._load_pause
-            self._load_pause = min(2 * self._load_pause, LOAD_AGAIN_SECONDS[1])
-            is_young = self._clock() - self._began < self._rules.idle_seconds
-            if is_young or release in self._needed():
-                left.append(release)
-        finally:
-            self._to_load = left
-        if self._to_load:
+    def _go_around(self) -> None:
+        """Load one of those that the disk had, and care for all."""
+        if self._loader.load_next():
             self._wake.set()
+        self._confirm()
+        if self._clock() - self._swept_at >= min(SWEEP_SECONDS, self._rules.idle_seconds):
+            self._swept_at = self._clock()
+            self._room.sweep(self._loader.waiting)
+        self._room.note_freed()
+        self._reports.care(
+            [one.digest for one in self._releases.loaded()],
+            self._loading_digests(),
+            self._loader.failed(),
+        )
 
-    def _note_not_loaded(self, release: str, error: ReleaseError) -> None:
-        self._metrics.release_failures.labels(error.reason_code).inc()
-        self._failures[release] = str(error)
-        _log.error("release_not_loaded", release=release, reason=str(error))
-
-    def _care(self) -> None:
-        """Confirm what has worked, free what nobody needs, say what has changed."""
+    def _confirm(self) -> None:
+        """What has worked for long enough is on probation no more."""
         probation = self._store.state.probation
         if (
             probation is not None
@@ -309,71 +244,9 @@ class ReleaseKeeper:
         ):
             self._store.confirm()
             _log.info("release_confirmed", release=probation.release)
-        if self._clock() - self._swept_at >= min(SWEEP_SECONDS, self._rules.idle_seconds):
-            self._sweep()
-        self._note_freed()
-        self._reports.care(
-            [one.digest for one in self._releases.loaded()],
-            self._loading_digests(),
-            self._failed(),
-        )
-
-    def _sweep(self) -> None:
-        """Retire what is idle and not needed, and remove from the disk what is not loaded."""
-        self._swept_at = now = self._clock()
-        with self._changing:
-            needed = self._needed()
-            for one in self._releases.loaded():
-                idle_seconds = now - one.last_used
-                if one.digest not in needed and idle_seconds >= self._rules.idle_seconds:
-                    self._releases.retire(one.digest)
-                    self._let_go(one.digest, "idle")
-            kept = needed | self._releases.digests() | {*self._to_load}
-            for release in self._store.releases():
-                if release not in kept:
-                    self._store.remove(release)
-
-    def _needed(self) -> frozenset[str]:
-        """What may not go, whatever place it takes."""
-        state, target = self._store.state, self._progress.target
-        channel = {one for one in (state.active, state.last_good, target) if one is not None}
-        return self._releases.own | channel | self._edges.named()
-
-    def _let_go(self, release: str, why: str) -> None:
-        """A release was retired: off the disk too, and out of the reports."""
-        self._metrics.releases_retired.labels(why).inc()
-        self._agreement.forget(release)
-        _log.info("release_retired", release=release, why=why)
-        if self._store.installed(release) is not None:
-            self._store.remove(release)
-
-    def _note_freed(self) -> None:
-        """Keep the metrics to what is in memory."""
-        before, self._in_memory = self._in_memory, self._releases.in_memory()
-        for release in before - self._in_memory:
-            with suppress(KeyError):  # it never computed
-                self._metrics.seconds_per_token.remove(release[:12])
-            _log.info("release_freed", release=release)
-        self._metrics.show_releases(self._releases.digests())
-
-    # -- what is said ----------------------------------------------------------------------
 
     def _loading_digests(self) -> list[str]:
-        progress, loading = self._progress, list(self._to_load)
+        progress, loading = self._progress, list(self._loader.waiting)
         if progress.state in ("downloading", "verified") and progress.target is not None:
             loading.append(progress.target)
         return [one for one in loading if one not in self._releases.digests()]
-
-    def _failed(self) -> dict[str, str]:
-        """Release -> reason, of those that are not loaded."""
-        loaded = self._releases.digests()
-        with self._changing:
-            failures = dict(self._failures)
-        refused = {one.release: one.reason for one in self._store.state.refused}
-        failed = {**refused, **failures}
-        return {release: why for release, why in failed.items() if release not in loaded}
-
-    def _is_worth_loading(self, release: str) -> bool:
-        """Whether an installed release was in use here, as far as the store knows."""
-        refused = {one.release for one in self._store.state.refused}
-        return release not in refused and release not in self._releases.digests()

@@ -54,7 +54,7 @@ def load_releases(
     )
     if store is None:
         return releases
-    store.remove_damaged()
+    store.installed.remove_damaged()
     release = store.begin_start()
     while release is not None:
         try:
@@ -71,11 +71,11 @@ def load_releases(
 
 def _load_at_start(settings: WorkerSettings, store: ReleaseStore, release: str) -> Reader:
     """The release in use; without what its digest does not cover, where it fails with that."""
-    folder, version = store.path_of(release), store.state.version
+    folder, version = store.installed.path_of(release), store.state.version
     try:
         return load_installed(settings, folder, release, version)
     except ReaderError:
-        if not store.remove_beside(release):
+        if not store.installed.remove_beside(release):
             raise
     return load_installed(settings, folder, release, version)
 

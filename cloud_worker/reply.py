@@ -23,6 +23,7 @@ from typing import Protocol
 from broker.errors import BrokerError, NotConnected, TooManyInFlight
 from broker.exchange import Delivery, Outcome, Publication, Receipt
 from broker.log import LineLimit, SafeLog
+from broker.tracing import Span, begin, finish
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import Asker
 from cloud_worker.metrics import WorkerMetrics
@@ -66,12 +67,17 @@ class ReplySession(Protocol):
 
 @dataclass(frozen=True)
 class _Reply:
-    """One publication; `keep_until` (monotonic seconds) says how long it outlives connections."""
+    """One publication; `keep_until` (monotonic seconds) says how long it outlives connections.
+
+    The spans, of a traced answer and of its request, end when it is published or given up.
+    """
 
     publication: Publication
     keep_until: float | None = None
     settles: Delivery | None = field(default=None, repr=False)
     is_dead_letter: bool = False
+    span: Span | None = field(default=None, repr=False)
+    request_span: Span | None = field(default=None, repr=False)
 
 
 class Replies:
@@ -139,7 +145,8 @@ class Replies:
             self.error(asker, "too_large", detail, settles)
             return
         publication = self._publication(asker, payload, ANSWER_EXPIRY_SECONDS)
-        self._put(_Reply(publication, keep_until, settles))
+        span = begin(asker.span, "reply", bytes=len(payload))
+        self._put(_Reply(publication, keep_until, settles, span=span, request_span=asker.span))
 
     def dead_letter(self, topic: DeadLetterTopic, payload: bytes) -> None:
         """Set a message aside for a person to look at, within the budget; counted always."""
@@ -251,6 +258,8 @@ class Replies:
                 break
         if receipt is not None:
             self._metrics.replies.labels("published").inc()
+            finish(reply.span)
+            finish(reply.request_span, outcome="answered")
             with self._changed:
                 self._unconfirmed.append((receipt, reply))
         self._settle(reply)
@@ -264,6 +273,9 @@ class Replies:
         while a delivery that is never acknowledged would hold a place for ever."""
         if reply.settles is not None:
             self._session.acknowledge(reply.settles)
+        if reply.span is not None:  # ended before, if it was published
+            finish(reply.span, "not published")
+            finish(reply.request_span, "not published")
 
     def _wait_for_a_receipt(self) -> None:
         """As many publications as allowed are under way: wait until the oldest has arrived."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker.log import SafeLog
+from broker.tracing import Value, begin, finish
 from cloud_worker.agreement import AgreementCounter
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import Asker, HeldRequest
@@ -173,6 +174,12 @@ class Resumer:
 
     def _step(self, batch: list[Window]) -> None:
         """Run a batch; one that fails as a whole is run window by window."""
+        requests = {window.request for window in batch}
+        for request in requests:
+            if not request.is_computing:
+                request.is_computing = True
+                finish(request.phase)
+                request.phase = begin(request.asker.span, "compute")
         self._step_began = began = self._clock()
         try:
             moved = self._run(batch)
@@ -181,8 +188,10 @@ class Resumer:
         elapsed = self._clock() - began
         has_results = any(result.spans is not None for result in moved)
         self._count(batch, elapsed, has_results)
-        for request in {window.request for window in batch}:
+        for request in requests:
             request.compute_seconds += elapsed
+            if request.phase is not None:
+                request.phase.note("batch", _described(request, batch, elapsed))
         going_on = []
         for result in moved:
             request = result.window.request
@@ -246,6 +255,7 @@ class Resumer:
             return
         if not self._queue.remove(request):
             return
+        finish(request.phase)
         self._guard.remember(*request.key, payload)
         self._replies.answer(request.asker, payload, request.due + ANSWER_GRACE_SECONDS)
         held_seconds = now - request.arrived
@@ -287,19 +297,38 @@ class Resumer:
             metrics.windows.labels(str(layer + 1)).inc(windows)
 
     def _note_end(self, request: HeldRequest, outcome: str, **more: str) -> None:
-        """Count a held request's end, and write its one log line."""
+        """Count a held request's end, and write its one log line.
+
+        The trace of an answered one ends when the answer is published.
+        """
         self._metrics.requests.labels(outcome).inc()
         now = self._clock()
+        finish(request.phase)
+        if outcome != "answered":
+            finish(request.asker.span, outcome=outcome, **more)
         _log.info(
             "request",
             outcome=outcome,
-            edge=request.key[0],
-            request=request.key[1],
+            **request.asker.log_fields,
             windows=request.window_count,
             queue_seconds=round(request.wait_seconds(now), 6),
             compute_seconds=round(request.compute_seconds, 6),
             **more,
         )
+
+
+def _described(
+    request: HeldRequest, batch: Sequence[Window], elapsed_seconds: float
+) -> dict[str, Value]:
+    """What a trace says of a batch, of which some windows are the request's."""
+    own = [window.layer + 1 for window in batch if window.request is request]
+    return {
+        "layers": sorted(set(own)),
+        "windows": len(own),
+        "batch_windows": len(batch),
+        "batch_tokens": sum(window.length_tokens for window in batch),
+        "seconds": round(elapsed_seconds, 6),
+    }
 
 
 def _window_result(found: WindowSpans, top_spans: int) -> WindowResult:

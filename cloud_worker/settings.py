@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from broker.configuration import SettingsRules, read_settings
 from broker.settings import PACKET_OVERHEAD_BYTES, BrokerSettings
+from broker.tracing import TracingSettings
 from cloud_worker.errors import WorkerSettingsError
 from cloud_worker.scheduler import BatchLimits
 from protocol.blobs import CHUNK_BYTES
@@ -142,6 +143,7 @@ class WorkerSettings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     broker: BrokerSettings = BrokerSettings()
     releases: ReleaseSettings | None = None
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from broker.log import SafeLog
+from broker.tracing import Span, Tracing, begin, finish
 from edge_agent.answers import AnswerBoard
 from edge_agent.cloud_side import CloudAccess, CloudSide, DeviceSide, Followed
 from edge_agent.ending import Ending
@@ -34,6 +35,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.metrics_reporter import MetricsReporter
 from edge_agent.outbox import Entry, Outbox
 from edge_agent.path import QuestionPath
+from edge_agent.question_traces import QuestionTraces
 from edge_agent.questions import FinalAnswer, Outcome, Question
 from edge_agent.reader_change import ReaderChange
 from edge_agent.settings import EdgeSettings
@@ -62,21 +64,32 @@ class EdgeAgent:
         *,
         cloud: CloudAccess | None = None,
         followed: Followed | None = None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self._clock = clock
         self.metrics = EdgeMetrics()
+        self.traces = None if tracing is None else QuestionTraces(tracing)
+        if tracing is not None:
+            dropped = self.metrics.spans_dropped
+            tracing.count_dropped_with(lambda cause, count: dropped.labels(cause).inc(count))
         self._generations = Generations(settings, self.metrics)
         if reader is not None:
             self._generations.take(self._generations.make(reader))
         self.outbox = Outbox(settings.outbox)
         self._board = AnswerBoard()
-        self._ending = Ending(self.outbox, self._board, self.metrics, clock)
+        self._ending = Ending(self.outbox, self._board, self.metrics, clock, self.traces)
         self._inference = InferenceThread(queue_bound=settings.queue_bound)
         self._change = ReaderChange(self._generations, self._inference, self._take_up_pending)
         self._path = QuestionPath(
-            self._generations, self.outbox, self._ending, self._board, self._inference, clock
+            self._generations,
+            self.outbox,
+            self._ending,
+            self._board,
+            self._inference,
+            clock,
+            self.traces,
         )
         self._cloud: CloudSide | None = None
         if cloud is not None:
@@ -150,19 +163,22 @@ class EdgeAgent:
         )
         if is_idle:
             self.outbox.close()
+        if self.traces is not None:
+            self.traces.close()
         unstored = self._ending.unstored_count
         _log.info("edge_stopped", pending=left, unstored=unstored)
 
-    def ask(self, question: Question) -> Future[Outcome]:
+    def ask(self, question: Question, above: Span | None = None) -> Future[Outcome]:
         """Accept a question, durably, and return the future of its outcome.
 
-        The same question under the same id again is not asked twice. Raises a QuestionRefused.
+        The same question under the same id again is not asked twice. `above` is the span of who
+        asks, where there are traces. Raises a QuestionRefused.
         """
         if self._is_stopping.is_set():
             raise NotAccepting("the agent is stopping; ask again when it is back")
         try:
             if self._ending.find(question.request_id) is None:
-                self._accept_new(question)
+                self._accept_new(question, above)
             else:
                 self.outbox.accept(question)  # raises when the content is another one
             return self.await_outcome(question.request_id)
@@ -234,23 +250,33 @@ class EdgeAgent:
             },
         }
 
-    def _accept_new(self, question: Question) -> None:
+    def _accept_new(self, question: Question, above: Span | None) -> None:
         local = self._generations.current
         self._inference.reserve()
+        span = None if self.traces is None else self.traces.begin(question, above)
         try:
-            local.reader.split(question.question, question.passage)
+            splitting = begin(span, "tokenize")
+            windows = local.reader.split(question.question, question.passage)
+            finish(splitting, windows=len(windows))
+            storing = begin(span, "store")
             is_new = self.outbox.accept(question)
+            finish(storing)
         except InputError as error:
             self._inference.release()
+            finish(span, "invalid")
             raise InvalidQuestion(str(error)) from error
         except BaseException:
             self._inference.release()
+            finish(span, "not accepted")
             raise
         if is_new:
+            if self.traces is not None:
+                self.traces.keep(question, span)
             answer_by = self._moment(question.deadline)
             self._inference.read(self._path.read(question.request_id, answer_by), answer_by)
         else:  # the same id came in twice at once
             self._inference.release()
+            finish(span, outcome="repeated")
 
     def _take_up_pending(self) -> None:
         """What an earlier process left: nobody waits at the socket any more, so it may take longer.

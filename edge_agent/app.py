@@ -9,6 +9,7 @@ Inputs: HTTP requests, an `EdgeAgent`. Output: an ASGI application. Neighbours: 
 Bodies are read piece by piece against a bound and a deadline, and only `max_posts` questions wait
 at once; health and metrics have no such bound, so that they can be looked at when it is reached.
 Every refusal is JSON with a stable `error` code and a `reason` that never quotes the question.
+Whatever is said to a question has its id in the header `X-Request-ID`, as its log lines have.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.log import SafeLog
+from broker.tracing import Span, finish
 from edge_agent.admission import check_body_type, check_host
 from edge_agent.agent import EdgeAgent
 from edge_agent.documentation import draw_documentation
@@ -34,6 +36,7 @@ from edge_agent.ending import describe_fault
 from edge_agent.errors import (
     BodyTooLarge,
     BodyTooSlow,
+    ConflictingQuestion,
     EdgeError,
     NotAccepting,
     OutboxError,
@@ -44,9 +47,13 @@ from edge_agent.errors import (
 from edge_agent.http_messages import (
     ANSWER_RESPONSES,
     POST_RESPONSES,
+    QUESTION_HEADERS,
+    REQUEST_ID_HEADER,
     AnswerBody,
     question_schema,
     read_question,
+    renamed,
+    request_id_of,
 )
 from edge_agent.questions import FinalAnswer, Outcome, Question
 
@@ -61,13 +68,15 @@ def create_app(agent: EdgeAgent, *, clock: Callable[[], float] = time.time) -> A
         description="Answers questions about a passage, on the device when it can.",
         docs_url=None,
         redoc_url=None,
+        # Its own would log messages of exceptions, which can quote a question; ours are enough.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     _add_question_routes(app, agent, clock)
     _add_service_routes(app, agent)
 
     @app.exception_handler(EdgeError)
-    async def refuse(_request: Request, error: EdgeError) -> Response:
-        return _refusal(agent, error)
+    async def refuse(request: Request, error: EdgeError) -> Response:
+        return _refusal(agent, error, getattr(request.state, "request_id", None))
 
     @app.exception_handler(Exception)
     async def refuse_unforeseen(_request: Request, _error: Exception) -> Response:
@@ -93,18 +102,17 @@ def _add_question_routes(app: FastAPI, agent: EdgeAgent, clock: Callable[[], flo
         response_model_exclude_unset=True,
         responses=POST_RESPONSES,
         summary="Ask a question about a passage",
-        openapi_extra={"requestBody": question_schema(settings)},
+        openapi_extra={"requestBody": question_schema(settings), "parameters": QUESTION_HEADERS},
     )
     async def answer(request: Request) -> Response:
-        created = clock()
-        http = settings.http
-        check_host(request.headers, http)
+        request.state.request_id = request_id_of(request.headers)
+        check_host(request.headers, settings.http)
         check_body_type(request.headers)
-        with posts.one_more():
-            body = await _read_body(request, http.max_body_bytes, http.body_seconds)
-            question = read_question(body, settings, created=created)
-            future = await run_in_threadpool(agent.ask, question)
-            return await _wait_for_answer(agent, question, future, clock)
+        with posts.one_more(), _traced(agent, request) as span:
+            response = await _answer(agent, request, clock, span)
+            if span is not None:
+                span.set({"http_status": response.status_code})
+            return response
 
     @app.get(
         "/v1/answers/{request_id}",
@@ -138,6 +146,43 @@ def _add_service_routes(app: FastAPI, agent: EdgeAgent) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(draw_documentation(app.openapi()))
+
+
+async def _answer(
+    agent: EdgeAgent, request: Request, clock: Callable[[], float], span: Span | None
+) -> Response:
+    """Read the question, have it answered, and say so under its id."""
+    created, http = clock(), agent.settings.http
+    body = await _read_body(request, http.max_body_bytes, http.body_seconds)
+    question, is_named = read_question(
+        body, agent.settings, created=created, request_id=request.state.request_id
+    )
+    try:
+        request.state.request_id = question.request_id
+        future = await run_in_threadpool(agent.ask, question, span)
+    except ConflictingQuestion:
+        if is_named:
+            raise
+        question = renamed(question)
+        request.state.request_id = question.request_id
+        future = await run_in_threadpool(agent.ask, question, span)
+    return await _wait_for_answer(agent, question, future, clock)
+
+
+@contextmanager
+def _traced(agent: EdgeAgent, request: Request) -> Iterator[Span | None]:
+    """The span of one request at the door, where there are traces; ended with what it came to."""
+    if agent.traces is None:
+        yield None
+        return
+    span = agent.traces.begin_request(request.headers.get("traceparent"), request.url.path)
+    try:
+        yield span
+    except BaseException as error:
+        finish(span, getattr(error, "code", type(error).__name__))
+        raise
+    finally:
+        finish(span, request_id=request.state.request_id)
 
 
 async def _read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
@@ -183,7 +228,8 @@ def _stored_answer(agent: EdgeAgent, request_id: str) -> Response:
 
 
 def _outcome_response(outcome: Outcome) -> Response:
-    return JSONResponse(outcome.as_json(), 200 if isinstance(outcome, FinalAnswer) else 500)
+    status = 200 if isinstance(outcome, FinalAnswer) else 500
+    return JSONResponse(outcome.as_json(), status, {REQUEST_ID_HEADER: outcome.request_id})
 
 
 def _pending_response(agent: EdgeAgent, request_id: str) -> Response:
@@ -193,12 +239,23 @@ def _pending_response(agent: EdgeAgent, request_id: str) -> Response:
         "status": "pending",
         "provisional": None if provisional is None else provisional.as_json(),
     }
-    headers = {"Location": f"/v1/answers/{request_id}", "Retry-After": "1"}
+    headers = {
+        "Location": f"/v1/answers/{request_id}",
+        "Retry-After": "1",
+        REQUEST_ID_HEADER: request_id,
+    }
     return JSONResponse(document, 202, headers)
 
 
-def _refusal(agent: EdgeAgent, error: EdgeError) -> Response:
-    """The response to one of our errors, counted."""
+def _refusal(agent: EdgeAgent, error: EdgeError, request_id: str | None) -> Response:
+    """The response to one of our errors, counted; `request_id` is None where nothing was asked."""
+    response = _describe_refusal(agent, error, request_id)
+    if request_id is not None:
+        response.headers[REQUEST_ID_HEADER] = request_id
+    return response
+
+
+def _describe_refusal(agent: EdgeAgent, error: EdgeError, request_id: str | None) -> Response:
     if isinstance(error, UnknownRequest):
         return _error_response(error.status, error.code, str(error))
     if isinstance(error, OutboxError):
@@ -206,7 +263,7 @@ def _refusal(agent: EdgeAgent, error: EdgeError) -> Response:
     if not isinstance(error, QuestionRefused):
         return _error_response(500, "internal", "the agent failed; its log says why")
     agent.metrics.refused.labels(error.code).inc()
-    _log.info("question_refused", code=error.code)
+    _log.info("question_refused", request_id=request_id, code=error.code)
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))

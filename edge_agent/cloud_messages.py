@@ -28,6 +28,7 @@ from protocol.messages import (
     decode_message,
     encode_message,
 )
+from protocol.requests import WIRE_END_BYTES, wire_id_of
 from protocol.sealing import (
     RequestHeader,
     RequestKey,
@@ -91,10 +92,10 @@ class SealedRequest:
 
 @dataclass(frozen=True)
 class RequestSealer:
-    """Seals and opens for one edge."""
+    """Seals and opens for one edge; `pool` gives the pool's key of now, for what is sealed next."""
 
     edge_keys: EdgeKeys
-    pool_public: PoolPublic
+    pool: Callable[[], PoolPublic]
 
     @property
     def edge(self) -> str:
@@ -105,21 +106,19 @@ class RequestSealer:
         """Seal a question's windows under its wire id. Raises ProtocolError.
 
         `release` is the digest of the reader that made the states, and must go on with them.
-        The wire id is the request id with a random end: it is found in every log, and yet a worker
-        never takes the request for an earlier one of the same id (of an agent that was restarted,
-        or lost its outbox), whose bytes were other ones.
         """
-        wire_id = f"{question.request_id[:51]}-{secrets.token_hex(6)}"
+        wire_id = wire_id_of(question.request_id, secrets.token_bytes(WIRE_END_BYTES))
+        pool = self.pool()
         header = RequestHeader(
             version=WIRE_VERSION,
-            pool_key_id=self.pool_public.key_id,
+            pool_key_id=pool.key_id,
             edge=self.edge,
             request=wire_id,
             created=question.created,
             deadline=question.deadline,
             release=release,
         )
-        payload, key = seal_request(header, body, self.edge_keys, self.pool_public)
+        payload, key = seal_request(header, body, self.edge_keys, pool)
         return SealedRequest(wire_id, header, payload, key)
 
     def publish(

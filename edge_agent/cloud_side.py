@@ -63,6 +63,7 @@ class CloudSide:
         self._releases = None if followed is None else self._follow(followed)
         self._auditor = self._audit() if device.settings.audit.rate else None
         self._offloader = self._offload()
+        device.metrics.note_pool_key(self._sealer.pool().key_id)
 
     @property
     def in_flight_count(self) -> int:
@@ -82,14 +83,15 @@ class CloudSide:
                 part.stop()
 
     def care(self) -> None:
-        """Housekeeping: what releases need now and then."""
+        """Housekeeping: a rotated key is read with no question too; what releases need at times."""
+        self._device.metrics.note_pool_key(self._sealer.pool().key_id)
         if self._releases is not None:
             self._releases.care()
 
     def health(self) -> dict[str, Any]:
         """For `GET /healthz`."""
         return {
-            "cloud": self._offloader.health(),
+            "cloud": {**self._offloader.health(), "pool_key": self._sealer.pool().key_id},
             "releases": None if self._releases is None else self._releases.health(),
             "audit": None if self._auditor is None else self._auditor.health(),
         }

@@ -1,8 +1,8 @@
 """The one end of a question: stored, counted, handed out, logged, and never a second time.
 
 Input: a question and its outcome, from whichever thread got there. Outputs: the outbox's entry, the
-future of whoever waits, the metrics, one log line. Neighbours: `agent` calls it and asks it first
-what became of a question; the outbox decides who was first.
+future of whoever waits, the metrics, the end of its trace, one log line. Neighbours: `agent` calls
+it and asks it first what became of a question; the outbox decides who was first.
 
 An outcome that cannot be stored (a full disk) is kept here and is the outcome all the same: it is
 what everybody gets who asks, and `store_again` tries until the outbox takes it. There are never
@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from broker.log import SafeLog
+from broker.tracing import begin, finish
 from edge_agent.answers import AnswerBoard
 from edge_agent.errors import OutboxError
 from edge_agent.lease import Reason
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.outbox import Entry, Outbox
+from edge_agent.question_traces import QuestionTraces
 from edge_agent.questions import FinalAnswer, OffloadRecord, Outcome, Question
 
 _log = SafeLog(__name__)
@@ -33,8 +35,14 @@ class Ending:
     """Ends questions; `clock` gives unix seconds. Safe for any thread."""
 
     def __init__(
-        self, outbox: Outbox, board: AnswerBoard, metrics: EdgeMetrics, clock: Callable[[], float]
+        self,
+        outbox: Outbox,
+        board: AnswerBoard,
+        metrics: EdgeMetrics,
+        clock: Callable[[], float],
+        traces: QuestionTraces | None = None,
     ) -> None:
+        self._traces = traces
         self._outbox, self._board, self._metrics, self._clock = outbox, board, metrics, clock
         self._lock = threading.Lock()
         self._unstored: dict[str, tuple[Outcome, float]] = {}
@@ -58,7 +66,9 @@ class Ending:
         `record` tells how its way to the cloud went, `reason` why the device finished it alone.
         """
         now = self._clock()
+        span = None if self._traces is None else begin(self._traces.find(question), "settle")
         is_first = self._store(question.request_id, outcome, now)
+        finish(span, is_first=is_first)
         seconds = max(now - question.created, 0.0)
         with contextlib.suppress(Exception):  # counts in memory: whoever has the answer sees them
             if not is_first:
@@ -72,7 +82,7 @@ class Ending:
         # Whoever waits comes before the log, which may be slow or broken.
         self._board.settle(outcome)
         with contextlib.suppress(Exception):
-            self._write_line(question, outcome, record or OffloadRecord(), windows, reason, seconds)
+            self._tell(question, outcome, record or OffloadRecord(), windows, reason, seconds)
 
     def find(self, request_id: str) -> Entry | None:
         """What is known of an id, stored or not. Raises OutboxError."""
@@ -102,7 +112,7 @@ class Ending:
         _log.error("outcome_not_stored", request_id=request_id, error=fault)
         return True
 
-    def _write_line(
+    def _tell(
         self,
         question: Question,
         outcome: Outcome,
@@ -111,8 +121,11 @@ class Ending:
         reason: Reason | None,
         seconds: float,
     ) -> None:
-        """The one log line of a question: ids, numbers and names, never text."""
+        """The end of its trace and its one log line: ids, numbers and names, never text."""
         fields: dict[str, Any] = {"outcome": "failed"}
+        trace_id = None
+        if self._traces is not None:
+            trace_id = self._traces.end(question, outcome, record, reason and reason.value)
         if isinstance(outcome, FinalAnswer):
             fields = {
                 "outcome": "answered" if outcome.answer else "no_answer",
@@ -136,6 +149,7 @@ class Ending:
             publications=record.publications,
             bytes_sent=record.bytes_sent,
             duration_seconds=round(seconds, 4),
+            **({} if trace_id is None else {"trace_id": trace_id}),
         )
 
 

@@ -8,16 +8,20 @@ the OpenAPI document.
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers
 
 from edge_agent.errors import InvalidQuestion
-from edge_agent.questions import Question
+from edge_agent.questions import REQUEST_ID_PATTERN, Question
 from edge_agent.settings import EdgeSettings
+from protocol.requests import SHOWN_ID_CHARACTERS
 from reader.windows import MAX_PASSAGE_CHARACTERS, MAX_QUESTION_CHARACTERS
 
 MAX_TOP_K = 20
+REQUEST_ID_HEADER = "X-Request-ID"
 
 
 class QuestionBody(BaseModel):
@@ -53,7 +57,8 @@ class QuestionBody(BaseModel):
             pattern=r"^[A-Za-z0-9_-]{1,64}$",
             description=(
                 "Makes a repeated request safe: the same id with the same content gets the same "
-                "answer. The broker sees it. A random one when absent."
+                "answer. The broker sees it. When absent, that of the header X-Request-ID, or a "
+                "random one."
             ),
         ),
     ] = None
@@ -140,8 +145,46 @@ POST_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def read_question(body: bytes, settings: EdgeSettings, *, created: float) -> Question:
-    """The question in a body. Raises InvalidQuestion. `created` is in unix seconds."""
+QUESTION_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": REQUEST_ID_HEADER,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "description": "The question's id where the body names none; the response has it too.",
+    },
+    {
+        "name": "traceparent",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": "W3C Trace Context: what the agent's spans hang below, where it has traces.",
+    },
+]
+
+
+def request_id_of(headers: Headers) -> str:
+    """The id that a question has when its body names none: that of `X-Request-ID`, or a new one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if REQUEST_ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
+
+
+def renamed(question: Question) -> Question:
+    """The same question, of which only the header named the id, and another one has that id.
+
+    A caller may give all requests of one piece of work the same `X-Request-ID`.
+    """
+    shown = question.request_id[:SHOWN_ID_CHARACTERS]
+    return replace(question, request_id=f"{shown}-{uuid.uuid4().hex[:12]}")
+
+
+def read_question(
+    body: bytes, settings: EdgeSettings, *, created: float, request_id: str
+) -> tuple[Question, bool]:
+    """The question in a body, and whether the body named its id; else it is `request_id`.
+
+    Raises InvalidQuestion. `created` is in unix seconds.
+    """
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -155,14 +198,15 @@ def read_question(body: bytes, settings: EdgeSettings, *, created: float) -> Que
         raise InvalidQuestion(
             f"deadline_seconds: at most {settings.max_deadline_seconds:g} on this device"
         )
-    return Question(
-        request_id=asked.request_id or uuid.uuid4().hex,
+    question = Question(
+        request_id=asked.request_id or request_id,
         question=asked.question,
         passage=asked.context,
         top_k=asked.top_k,
         deadline_seconds=deadline_seconds,
         created=created,
     )
+    return question, asked.request_id is not None
 
 
 def question_schema(settings: EdgeSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from broker.exchange import Receipt
+from broker.tracing import Span
 from edge_agent.cloud_messages import SealedRequest
 from edge_agent.lease import Lease, Reason
 from edge_agent.local_reading import Reading
@@ -35,7 +36,10 @@ OnGiveUp = Callable[[Reading, Reason, OffloadRecord], None]
 
 @dataclass
 class Request:
-    """One request under way; times are those of the offload thread's clock, in seconds."""
+    """One request under way; times are those of the offload thread's clock, in seconds.
+
+    `span` covers its way, where there are traces, and `publishing` the publication under way.
+    """
 
     reading: Reading
     packed: PackedRequest
@@ -46,6 +50,8 @@ class Request:
     worker: str | None = None
     bytes_sent: int = 0
     again_at: float = 0.0
+    span: Span | None = None
+    publishing: Span | None = None
 
     @property
     def sealed(self) -> SealedRequest:

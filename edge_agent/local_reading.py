@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from broker.tracing import Span, Value, begin, finish
 from edge_agent.audit_windows import provisional_of
 from edge_agent.codec_choice import Offer
 from edge_agent.questions import FinalAnswer, Question, RankedAnswer, ResolvedBy
@@ -29,7 +30,8 @@ from protocol.messages import MAX_SPANS, RequestWindow, ResumeRequest
 from reader.codecs import TOKENS, encode_tokens, tokens_bytes
 from reader.model import Reader
 from reader.spans import WindowSpans, choose_answers
-from reader.walk import Walk, finish, walk
+from reader.walk import Walk, walk
+from reader.walk import finish as finish_walk
 from reader.windows import Window
 
 WINDOWS_PER_BATCH = 2
@@ -43,7 +45,8 @@ class Reading:
     """A question after the device's layers: one walk for each batch of its windows.
 
     `local` is what read it and must go on with it. `answer_by` is its deadline in seconds of the
-    monotonic clock. Past it, reading stops early, and the last batches have no walk.
+    monotonic clock. Past it, reading stops early, and the last batches have no walk. `span` is the
+    question's, where there are traces.
     """
 
     local: LocalReading
@@ -51,6 +54,7 @@ class Reading:
     windows: tuple[Window, ...]
     walks: tuple[Walk, ...]
     answer_by: float = math.inf
+    span: Span | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -126,12 +130,13 @@ class LocalReading:
         return _run_to_end(self.read_in_steps(question))
 
     def read_in_steps(
-        self, question: Question, answer_by: float = math.inf
+        self, question: Question, answer_by: float = math.inf, span: Span | None = None
     ) -> Generator[None, None, Reading]:
         """The same, with a pause after every batch; ends early when the next would be too late.
 
         The first batch is always read. Raises `reader.errors.InputError`.
         """
+        reading_span = begin(span, "read")
         windows = self.reader.split(question.question, question.passage)
         walks: list[Walk] = []
         seconds = 0.0
@@ -140,15 +145,19 @@ class LocalReading:
                 yield
                 if self._clock() + seconds > answer_by:
                     break
-            begin = time.perf_counter()
+            layers_span = begin(reading_span, "layers", first_layer=1, last_layer=self.edge_layers)
+            began = time.perf_counter()
             part = walk(self.reader, batch, last_layer=self.edge_layers)
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - began
             walks.append(part)
+            if layers_span is not None:
+                finish(layers_span, **_described(batch, part.resolved))
             if not part.resolved:
                 # Only when every window ran every layer is the time a fair measure of its price.
                 tokens = sum(len(window) for window in batch)
                 self._note_pace(seconds, tokens * self.edge_layers)
-        return Reading(self, question, tuple(windows), tuple(walks), answer_by)
+        finish(reading_span, windows=len(windows), release=self.reader.digest)
+        return Reading(self, question, tuple(windows), tuple(walks), answer_by, span)
 
     def finish(self, reading: Reading) -> dict[int, WindowSpans]:
         """Run the remaining layers here; early exits still count."""
@@ -164,17 +173,19 @@ class LocalReading:
         results = reading.provisional
         layers = self.reader.config.layers - self.edge_layers
         seconds = 0.0
+        finishing_span = begin(reading.span, "finish", first_layer=self.edge_layers + 1)
         for number, part in enumerate(part for part in reading.walks if part.unresolved_indexes):
             if number:
                 yield
                 if self._clock() + seconds > answer_by:
                     break
-            begin = time.perf_counter()
-            results |= finish(self.reader, part)
-            seconds = time.perf_counter() - begin
+            began = time.perf_counter()
+            results |= finish_walk(self.reader, part)
+            seconds = time.perf_counter() - began
             tokens = sum(len(reading.windows[index]) for index in part.unresolved_indexes)
             if layers:
                 self._note_pace(seconds, tokens * layers)
+        finish(finishing_span, windows=len(reading.unresolved))
         return results
 
     def finishing_seconds(self, reading: Reading) -> float:
@@ -295,6 +306,16 @@ class LocalReading:
 def _batches(windows: list[Window]) -> Iterator[list[Window]]:
     for first in range(0, len(windows), WINDOWS_PER_BATCH):
         yield windows[first : first + WINDOWS_PER_BATCH]
+
+
+def _described(batch: list[Window], resolved: Mapping[int, WindowSpans]) -> dict[str, Value]:
+    """What a span says of a batch: sizes, and the layers at which windows exited."""
+    return {
+        "windows": len(batch),
+        "tokens": sum(len(window) for window in batch),
+        "exited": len(resolved),
+        "exit_layers": [spans.layer for spans in resolved.values()],
+    }
 
 
 def _run_to_end(steps: Generator[None, None, _Result]) -> _Result:

@@ -78,6 +78,10 @@ class EdgeMetrics:
         self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
         self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
         self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")
+        self._pool_key_info = self._gauge(
+            "pool_key_info", "1, for the pool's key that requests are sealed to.", ["pool_key"]
+        )
+        self._pool_key = ""
         self._engine_info = self._gauge(
             "engine_info", "1, for what computes.", ["engine", "precision"]
         )
@@ -85,6 +89,11 @@ class EdgeMetrics:
             "release_info", "1, for the release that answers.", ["release"]
         )
         self.readers_held = self._gauge("readers_held", "Readers in memory; 1 but for a change.")
+        self.spans_dropped = counter(
+            "spans_dropped", "Spans of traces that no collector got.", ["cause"]
+        )
+        for cause in ("queue_full", "not_sent"):
+            self.spans_dropped.labels(cause)
         ProcessCollector(namespace="elma_edge", registry=self.registry)
 
     def note_reader(self, release: str, choice: EngineChoice) -> None:
@@ -93,6 +102,13 @@ class EdgeMetrics:
         self._engine_info.labels(choice.name, choice.precision).set(1)
         self._release_info.clear()
         self._release_info.labels(release).set(1)
+
+    def note_pool_key(self, key_id: str) -> None:
+        """What requests are sealed to from now on."""
+        if key_id != self._pool_key:
+            self._pool_key = key_id
+            self._pool_key_info.clear()
+            self._pool_key_info.labels(key_id).set(1)
 
     def count_outcome(self, outcome: Outcome, seconds: float) -> None:
         """Count one final answer that was reached `seconds` after acceptance."""

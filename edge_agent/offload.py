@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 from broker.errors import PayloadTooLarge, PublishError
 from broker.exchange import Delivery, Outcome
 from broker.log import SafeLog
+from broker.tracing import Span, Value, begin, finish, note
 from edge_agent.cloud_messages import RequestSealer, presence_of
 from edge_agent.cloud_view import CloudView
 from edge_agent.ending import describe_fault
@@ -44,7 +45,7 @@ from edge_agent.lease import Action, Lease, Reason
 from edge_agent.link import Link, Listener
 from edge_agent.local_reading import Reading
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.packing import Packer
+from edge_agent.packing import PackedRequest, Packer
 from edge_agent.settings import OffloadSettings
 from edge_agent.worker_words import WorkerWords
 from protocol.errors import ProtocolError
@@ -152,14 +153,23 @@ class Offloader:
             finishing_seconds=reading.local.finishing_seconds(reading),
             random=self._random,
         )
+        span = begin(reading.span, "offload", windows=len(reading.unresolved))
+        reason = self._seal_and_hand_over(reading, lease, now, span)
+        if reason is not None:
+            finish(span, reason.value)
+        return reason
+
+    def _seal_and_hand_over(
+        self, reading: Reading, lease: Lease, now: float, span: Span | None
+    ) -> Reason | None:
         if lease.finish_by <= now:
             return Reason.DEADLINE
         try:
-            packed = self._packer.pack(reading, lease.finish_by - now)
+            packed = self._packer.pack(reading, lease.finish_by - now, span)
         except (ProtocolError, StateError) as error:
             _log.error(
                 "request_not_sealed",
-                request_id=question.request_id,
+                request_id=reading.question.request_id,
                 error=str(error),
             )
             return Reason.REFUSED
@@ -167,7 +177,8 @@ class Offloader:
             return Reason.TOO_MANY_BYTES
         self._in_flight.reserve(packed)
         self._metrics.packed.labels(packed.codec).inc()
-        self._intake.submit(Request(reading, packed, lease))
+        note(span, "packed", **_described(packed))
+        self._intake.submit(Request(reading, packed, lease, span=span))
         return None
 
     def _drive(self) -> None:
@@ -250,6 +261,16 @@ class Offloader:
         if request.lease.publications:
             self._metrics.retries.inc()
         self._metrics.publications.inc()
+        if request.span is not None:
+            finish(request.publishing, "no word of it")
+            request.publishing = begin(
+                request.span,
+                "publish",
+                "producer",
+                attempt=request.lease.publications + 1,
+                bytes=len(request.sealed.payload),
+                wire_id=request.sealed.wire_id,
+            )
         self._metrics.request_bytes.observe(len(request.sealed.payload))
         request.bytes_sent += len(request.sealed.payload)
         if request.first_published is None:
@@ -266,6 +287,7 @@ class Offloader:
         if request.receipt is None or request.receipt.outcome is Outcome.PENDING:
             return
         outcome, request.receipt = request.receipt.outcome, None
+        finish(request.publishing, outcome=outcome.value)
         if outcome is Outcome.NO_SUBSCRIBER:
             self._cloud.nobody_listened(now)
             request.lease.nobody_listens(now)
@@ -288,6 +310,14 @@ class Offloader:
             self._session.acknowledge(delivery)
 
     def _give_up(self, request: Request, reason: Reason) -> None:
+        finish(request.publishing)
+        finish(request.span, reason.value, publications=request.lease.publications)
         self._in_flight.given_up(request, reason)
         if request.lease.publications:
             self._sealer.cancel(self._session, request.sealed)
+
+
+def _described(packed: PackedRequest) -> dict[str, Value]:
+    """What a trace says of a sealed request."""
+    sealed = packed.sealed
+    return {"codec": packed.codec, "bytes": len(sealed.payload), "wire_id": sealed.wire_id}

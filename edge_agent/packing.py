@@ -9,8 +9,9 @@ codec.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from broker.tracing import Span
 from edge_agent.cloud_messages import RequestSealer, SealedRequest
 from edge_agent.codec_choice import CodecChoice, LinkEstimate, Offer
 from edge_agent.errors import SettingsError
@@ -61,30 +62,34 @@ class Packer:
         least = min(offer.payload_bytes for offer in self._offers(reading))
         return least if least <= self._limit_bytes(reading) else None
 
-    def pack(self, reading: Reading, seconds_left: float) -> PackedRequest | None:
+    def pack(
+        self, reading: Reading, seconds_left: float, span: Span | None = None
+    ) -> PackedRequest | None:
         """Pack and seal, to arrive within `seconds_left` if that can be; None for too many bytes.
 
-        Raises `ProtocolError`, `StateError`.
+        `span` is what the worker's own hang below. Raises `ProtocolError`, `StateError`.
         """
         offer = self._pick(reading, seconds_left)
-        return None if offer is None else self._seal(reading, offer)
+        return None if offer is None else self._seal(reading, offer, span)
 
     def pack_anew(
-        self, reading: Reading, lacking: str, seconds_left: float
+        self, reading: Reading, lacking: str, seconds_left: float, span: Span | None = None
     ) -> PackedRequest | None:
         """The same in another codec, after a worker lacked one; None where there is no other."""
         self._choice.worker_lacks(lacking)
         offer = self._pick(reading, seconds_left)
         if offer is None or offer.codec == lacking:
             return None
-        return self._seal(reading, offer)
+        return self._seal(reading, offer, span)
 
     def ask_again(self) -> None:
         """A new connection: there may be workers that know every codec."""
         self._choice.ask_again()
 
-    def _seal(self, reading: Reading, offer: Offer) -> PackedRequest:
+    def _seal(self, reading: Reading, offer: Offer, span: Span | None) -> PackedRequest:
         body = reading.local.request(reading, offer.codec)
+        if span is not None:
+            body = replace(body, trace_parent=span.trace_parent)
         release = reading.local.reader.digest
         return PackedRequest(self._sealer.seal(reading.question, body, release), offer.codec)
 

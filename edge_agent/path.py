@@ -33,6 +33,7 @@ from edge_agent.lease import Reason
 from edge_agent.local_reading import LocalReading, Reading
 from edge_agent.offload import Offloader
 from edge_agent.outbox import Outbox
+from edge_agent.question_traces import QuestionTraces
 from edge_agent.questions import Failure, FinalAnswer, OffloadRecord, Question
 from reader.errors import InputError
 from reader.spans import WindowSpans
@@ -61,12 +62,14 @@ class QuestionPath:
         board: AnswerBoard,
         inference: InferenceThread,
         clock: Callable[[], float],
+        traces: QuestionTraces | None = None,
     ) -> None:
         self.offloader: Offloader | None = None
         self.auditor: Auditor | None = None
         self.is_forgiven: Callable[[LocalReading], bool] = lambda _local: False
         self._generations, self._outbox, self._ending = generations, outbox, ending
         self._board, self._inference, self._clock = board, inference, clock
+        self._traces = traces
         self._missed: deque[tuple[str, float, bool]] = deque()
 
     def read_missed(self) -> None:
@@ -87,8 +90,9 @@ class QuestionPath:
         if question is None:
             return
         local = self._generations.current
+        span = None if self._traces is None else self._traces.take_up(question)
         try:
-            reading = yield from local.read_in_steps(question, answer_by)
+            reading = yield from local.read_in_steps(question, answer_by, span)
             if not reading.is_complete:
                 self._conclude_locally(
                     reading, reading.provisional, degraded=True, reason=Reason.DEADLINE
@@ -147,7 +151,8 @@ class QuestionPath:
             )
         except Exception as error:
             self.given_up(reading, Reason.REFUSED, record)
-            _log.error("cloud_answer_unusable", error=describe_fault(error))
+            request_id = reading.question.request_id
+            _log.error("cloud_answer_unusable", request_id=request_id, error=describe_fault(error))
             return
         self._ending.conclude(reading.question, final, record=record, windows=len(reading.windows))
         if self.auditor is not None:
@@ -174,7 +179,8 @@ class QuestionPath:
             results = yield from reading.local.finish_in_steps(reading, reading.answer_by)
         except Exception as error:
             self.is_forgiven(reading.local)  # the provisional answer stands, whoever reads next
-            _log.error("local_finish_failed", error=describe_fault(error))
+            request_id = reading.question.request_id
+            _log.error("local_finish_failed", request_id=request_id, error=describe_fault(error))
             results = reading.provisional
         self._conclude_locally(reading, results, degraded=True, reason=reason, record=record)
 

@@ -224,7 +224,10 @@ class ReleaseLife:
         state = self._store.state
         self._fault = None
         try:
-            if state.last_good is not None and self._store.installed(state.last_good) is not None:
+            if (
+                state.last_good is not None
+                and self._store.installed.find(state.last_good) is not None
+            ):
                 reader: Reader | None = load_release(self._settings, self._store, state.last_good)
             else:
                 reader = load_own_model(self._settings)

@@ -60,7 +60,7 @@ def begin(settings: EdgeSettings, store: ReleaseStore | None) -> Start:
     if store is None:
         return Start(load_own_model(settings))
     before = store.state
-    store.remove_damaged()
+    store.installed.remove_damaged()
     release, given_up = store.begin_start(), None
     if before.active is not None and release != before.active:
         given_up = _why_not(store, before)
@@ -84,7 +84,7 @@ def load_release(settings: EdgeSettings, store: ReleaseStore, release: str) -> R
     """An installed release, named by channel and version. Raises as `load_installed`."""
     state = store.state
     version = state.version if release == state.active else state.last_good_version
-    return load_installed(settings, store.path_of(release), release, version)
+    return load_installed(settings, store.installed.path_of(release), release, version)
 
 
 def load_installed(
@@ -127,7 +127,7 @@ def _load_at_start(settings: EdgeSettings, store: ReleaseStore, release: str) ->
     try:
         return load_release(settings, store, release)
     except ReaderError:
-        if not store.remove_beside(release):
+        if not store.installed.remove_beside(release):
             raise
     return load_release(settings, store, release)
 

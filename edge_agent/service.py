@@ -18,6 +18,7 @@ from broker.log import SafeLog
 from broker.notify import ServiceManager
 from broker.session import Session
 from broker.settings import PACKET_OVERHEAD_BYTES
+from broker.tracing import CLOSING_SECONDS, Tracing, open_tracing
 from edge_agent.agent import EdgeAgent
 from edge_agent.app import create_app
 from edge_agent.cloud_messages import RequestSealer, presence
@@ -28,6 +29,7 @@ from edge_agent.release_start import begin, open_store
 from edge_agent.settings import EdgeSettings
 from edge_agent.slow_clients import PatientProtocol
 from protocol.key_files import load_edge_keys, load_pool_public
+from protocol.live_keys import LiveKeys
 from protocol.topics import answer_subscription, presence_subscription
 from reader.memory import keep_small
 
@@ -45,22 +47,26 @@ def run_edge(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises SettingsError, ListenError, OutboxError, `reader.errors.ModelFolderError`,
-    `protocol.errors.KeyFileError` or `broker.errors.BrokerSettingsError` before it serves.
+    `protocol.errors.KeyFileError`, `broker.errors.BrokerSettingsError` or
+    `broker.tracing.TracingExtraMissing` before it serves.
     """
     keep_small()
     with listen(settings) as listener:
-        agent = make_agent(settings)
+        tracing = open_tracing(settings.tracing, service="elma-edge", name=settings.name)
+        agent = make_agent(settings, tracing)
         agent.start()
         EdgeServer(agent, settings).run(sockets=[listener])
+        if tracing is not None:
+            tracing.close(CLOSING_SECONDS)
 
 
-def make_agent(settings: EdgeSettings) -> EdgeAgent:
+def make_agent(settings: EdgeSettings, tracing: Tracing | None = None) -> EdgeAgent:
     """The agent that the settings describe, its keys and weights loaded, not started."""
     cloud = _cloud_access(settings)
     store = open_store(settings)
     start = begin(settings, store)
     followed = None if store is None else Followed(store, start.given_up)
-    return EdgeAgent(settings, start.reader, cloud=cloud, followed=followed)
+    return EdgeAgent(settings, start.reader, cloud=cloud, followed=followed, tracing=tracing)
 
 
 def listen(settings: EdgeSettings) -> socket.socket:
@@ -141,7 +147,12 @@ def _cloud_access(settings: EdgeSettings) -> CloudAccess | None:
     if broker is None or offload.edge_key_file is None or offload.pool_public_key_file is None:
         return None
     edge_keys = load_edge_keys(offload.edge_key_file)
-    pool_public = load_pool_public(offload.pool_public_key_file)
+    pool = LiveKeys(
+        offload.pool_public_key_file,
+        load_pool_public,
+        on_read=lambda key: _log.info("pool_key_read", pool_key=key.key_id),
+        on_failure=lambda error: _log.error("pool_key_not_read", why=str(error)),
+    )
     if edge_keys.edge != settings.name:
         raise SettingsError(
             f"{offload.edge_key_file} is the key of edge {edge_keys.edge!r}, but `name` is "
@@ -163,4 +174,4 @@ def _cloud_access(settings: EdgeSettings) -> CloudAccess | None:
         queue_bound_bytes=DELIVERIES_BOUND_BYTES,
         largest_packet_bytes=LARGEST_ANSWER_BYTES + PACKET_OVERHEAD_BYTES,
     )
-    return CloudAccess(Link(session), RequestSealer(edge_keys, pool_public))
+    return CloudAccess(Link(session), RequestSealer(edge_keys, pool))

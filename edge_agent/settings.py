@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from broker.configuration import SettingsRules, read_settings
 from broker.settings import BrokerSettings
+from broker.tracing import TracingSettings
 from edge_agent.audit_settings import AuditSettings
 from edge_agent.errors import SettingsError
 from edge_agent.lease import LeaseRules
@@ -135,6 +136,7 @@ class EdgeSettings(BaseSettings):
     releases: FollowSettings | None = None
     audit: AuditSettings = AuditSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def is_offloading(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from broker.exchange import Delivery
 from broker.log import SafeLog
+from broker.tracing import finish, note
 from edge_agent.cloud_messages import RequestSealer, check_answer, request_of
 from edge_agent.cloud_view import CloudView
 from edge_agent.in_flight import CloudAnswer, InFlight, Request
@@ -26,6 +27,8 @@ UNSUITED_ERRORS = frozenset({"unknown_release", "unknown_codec"})
 RETRYABLE_ERRORS = UNSUITED_ERRORS | {"internal"}
 """What the next attempt may bring: an `internal` one counts as an attempt."""
 
+_NAMES = {Accepted: "accepted", Busy: "busy", ErrorMessage: "error", AnswerMessage: "answer"}
+"""Of workers' words, in traces."""
 _log = SafeLog(__name__)
 
 
@@ -53,6 +56,7 @@ class WorkerWords:
         body = self._sealer.open(delivery.payload, request.sealed)
         self._cloud.worker_spoke(now)
         request.worker = body.worker
+        note(request.span, _NAMES[type(body)], worker=body.worker)
         if isinstance(body, Accepted | Busy) and request.lease.is_unanswered:
             self.note_transfer(request, now)
         if isinstance(body, Accepted):
@@ -84,18 +88,28 @@ class WorkerWords:
             request.lease.failed_at_one(now)
         else:
             self._give_up(request, Reason.REFUSED)
-        _log.warning("worker_error", request_id=request.sealed.wire_id, code=body.code)
+        note(request.span, "worker_error", worker=body.worker, code=known)
+        _log.warning(
+            "worker_error",
+            request_id=request.reading.question.request_id,
+            wire_id=request.sealed.wire_id,
+            code=body.code,
+        )
 
     def _pack_anew(self, request: Request, now: float) -> bool:
         """Take another codec, after a worker lacked this one; False where there is none to take."""
         seconds_left = request.lease.finish_by - now
         try:
-            packed = self._packer.pack_anew(request.reading, request.packed.codec, seconds_left)
+            packed = self._packer.pack_anew(
+                request.reading, request.packed.codec, seconds_left, request.span
+            )
         except (ProtocolError, StateError) as error:
-            _log.error("request_not_sealed", error=str(error))
+            request_id = request.reading.question.request_id
+            _log.error("request_not_sealed", request_id=request_id, error=str(error))
             return False
         if packed is None:
             return False
+        note(request.span, "packed", codec=packed.codec, bytes=len(packed.sealed.payload))
         self._in_flight.replace(request, packed)
         self._metrics.packed.labels(packed.codec).inc()
         request.lease.packed_anew(now)
@@ -105,6 +119,14 @@ class WorkerWords:
         results = check_answer(body, request.reading)
         if request.first_published is not None:
             self._metrics.offload_seconds.observe(now - request.first_published)
+        finish(request.publishing)
+        finish(
+            request.span,
+            worker=body.worker,
+            publications=request.lease.publications,
+            queue_seconds=body.queue_seconds,
+            compute_seconds=body.compute_seconds,
+        )
         self._in_flight.answered(
             request, CloudAnswer(results, body.queue_seconds, body.compute_seconds)
         )

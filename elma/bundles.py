@@ -8,8 +8,8 @@
     monitor     monitor.toml, client.pem, client-key.pem, authority.pem
 
 Inputs: what `broker.enrolment` issued, the keys. Output: the folder, mode 0700, its secrets 0600.
-Neighbours: `elma.commands.enroll`. Paths in the settings are relative to the bundle, so that it can
-be copied as a whole.
+Neighbours: `elma.commands.enroll`, `renew`. Paths in the settings are relative to the bundle, so
+that it can be copied as a whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from broker.certificates import identity_of
 from broker.enrolment import Enrolled
 from broker.secret_files import make_folder, read_file, write_file, write_secret
 from broker.secured import AUTHORITY_NAME, CERTIFICATE_NAME, KEY_NAME, SecuredFolder
@@ -59,7 +60,7 @@ def write_edge_bundle(
     model: str,
 ) -> Path:
     """A device's bundle; returns its settings file."""
-    _write_connection(bundle, enrolled)
+    write_connection(bundle, enrolled)
     save_edge_keys(bundle / EDGE_SECRET_NAME, keys)
     save_pool_public(bundle / POOL_PUBLIC_NAME, pool)
     settings = {
@@ -88,7 +89,7 @@ def write_worker_bundle(
     `keys` is the pool's key folder. A worker that `is_here`, on the same machine, uses that folder
     itself, and so hears of enrolments, revocations and rotations at once; another gets a copy.
     """
-    _write_connection(bundle, enrolled)
+    write_connection(bundle, enrolled)
     pool_secret, edges = Path(POOL_SECRET_NAME), Path(EDGES_FOLDER_NAME)
     if is_here:
         pool_secret, edges = keys.resolve() / pool_secret, keys.resolve() / edges
@@ -113,7 +114,7 @@ def write_plain_bundle(
     bundle: Path, folder: SecuredFolder, enrolled: Enrolled, publisher: Path | None = None
 ) -> Path:
     """A publisher's or monitor's bundle; returns the settings file, which says how to connect."""
-    _write_connection(bundle, enrolled)
+    write_connection(bundle, enrolled)
     settings: dict[str, Any] = {
         "name": enrolled.member.name,
         "broker": _broker_table(folder),
@@ -124,11 +125,32 @@ def write_plain_bundle(
     return _write_settings(bundle / f"{enrolled.member.kind}.toml", settings)
 
 
-def _write_connection(bundle: Path, enrolled: Enrolled) -> None:
+def must_be_of(bundle: Path, identity: str) -> None:
+    """Raise CommandError for a folder that is neither new nor the bundle of this member."""
+    certificate = bundle / CERTIFICATE_NAME
+    if not certificate.exists():
+        must_be_new(bundle)
+    elif identity_of(read_file(certificate)) != identity:
+        raise CommandError(
+            f"{bundle} is the bundle of {identity_of(read_file(certificate))}, not of {identity}; "
+            "choose another --out"
+        )
+
+
+def write_connection(bundle: Path, enrolled: Enrolled) -> list[Path]:
+    """Certificate, key and authority, in a new folder or in place of those before; returns them.
+
+    What else is in a bundle stays: above all an edge's own key, by which its requests under way are
+    answered. A member that keeps its key has it already.
+    """
     make_folder(bundle)
-    write_file(bundle / CERTIFICATE_NAME, enrolled.pair.certificate)
-    write_secret(bundle / KEY_NAME, enrolled.pair.key)
-    write_file(bundle / AUTHORITY_NAME, enrolled.server_authority)
+    files = [bundle / AUTHORITY_NAME, bundle / CERTIFICATE_NAME]
+    write_file(files[0], enrolled.server_authority)
+    if enrolled.pair.key:
+        files.append(bundle / KEY_NAME)
+        write_secret(bundle / KEY_NAME, enrolled.pair.key)
+    write_file(files[1], enrolled.pair.certificate)
+    return files
 
 
 def _broker_table(folder: SecuredFolder) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The program `elma`: puts the verbs of `elma.commands` together and turns errors into one line.
 
 Input: the arguments of the process and the environment (`ELMA_DEBUG`, `ELMA_LOG_LEVEL`,
-`ELMA_LOG_FORMAT`). Output: what the verb prints on stdout; everything else goes to stderr.
+`ELMA_LOG_FORMAT`, `JOURNAL_STREAM`). Output: what the verb prints on stdout; everything else goes
+to stderr.
 Exit status: 0 done, 1 it failed, 2 the call or its input was wrong, 130 interrupted.
 Neighbours: `elma.commands.*` (the verbs), `elma.output` (how they print).
 """
@@ -9,6 +10,7 @@ Neighbours: `elma.commands.*` (the verbs), `elma.output` (how they print).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from enum import StrEnum
@@ -35,6 +37,7 @@ from elma.commands import (
     monitor,
     publish,
     releases,
+    renew,
     revoke,
     rollout,
     rotate,
@@ -43,6 +46,8 @@ from elma.commands import (
     train,
     worker,
 )
+from elma.help_sections import SectionedHelp, WholeHelp
+from elma.log_form import LogForm, LogFormat
 from elma.output import OUR_PACKAGES, CommandError, configure_logging
 
 EXIT_FAILED = 1
@@ -62,15 +67,9 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-class LogFormat(StrEnum):
-    """How a log line looks: for a person or for a machine."""
-
-    CONSOLE = "console"
-    JSON = "json"
-
-
 app = typer.Typer(
     name="elma",
+    cls=SectionedHelp,
     help="Answer questions on a small device; let a worker finish what the device cannot settle.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -120,13 +119,14 @@ def exit_status_of(error: Exception) -> int:
     reader_errors = sys.modules.get("reader.errors")
     if reader_errors is not None and isinstance(error, reader_errors.InputError):
         return EXIT_WRONG_INPUT
-    return EXIT_FAILED
+    return EXIT_WRONG_INPUT if getattr(error, "is_the_calls", False) else EXIT_FAILED
 
 
 class _State:
     """What the options before the verb said."""
 
     debug: bool = False
+    form: LogForm = LogForm(LogFormat.CONSOLE)
 
 
 _state = _State()
@@ -151,8 +151,13 @@ def _before_the_verb(
         ),
     ] = None,
     log_format: Annotated[
-        LogFormat, typer.Option(envvar="ELMA_LOG_FORMAT", help="Form of the log lines on stderr.")
-    ] = LogFormat.CONSOLE,
+        LogFormat | None,
+        typer.Option(
+            envvar="ELMA_LOG_FORMAT",
+            help="Form of the log lines on stderr. Default: journal where systemd's journal reads "
+            "them, else console.",
+        ),
+    ] = None,
     version: Annotated[  # noqa: ARG001 - acted on by its callback, before this function runs
         bool,
         typer.Option(
@@ -164,9 +169,8 @@ def _before_the_verb(
     is_service = context.invoked_subcommand in _SERVICES
     if log_level is None:
         log_level = LogLevel.INFO if is_service else LogLevel.WARNING
-    configure_logging(
-        log_level.value, json_lines=log_format is LogFormat.JSON, in_background=is_service
-    )
+    _state.form = LogForm.of(log_format, sys.stderr, os.environ)
+    configure_logging(log_level.value, _state.form, in_background=is_service)
 
 
 def _is_ours(error: Exception) -> bool:
@@ -176,7 +180,7 @@ def _is_ours(error: Exception) -> bool:
 
 def _print_error(text: str) -> None:
     with contextlib.suppress(OSError):
-        typer.echo(f"elma: {text}", err=True)
+        typer.echo(_state.form.with_level(f"elma: {text}", "error"), err=True)
 
 
 for _single in (
@@ -191,6 +195,7 @@ for _single in (
     sign,
     releases,
     enroll,
+    renew,
     revoke,
     monitor,
     top,
@@ -207,5 +212,5 @@ for _name, _group in (
     ("errors", errors),
     ("install", install),
 ):
-    app.add_typer(_group.app, name=_name)
+    app.add_typer(_group.app, name=_name, cls=WholeHelp)
 rotate.register(keys.app)

@@ -11,10 +11,11 @@ from typing import Any
 
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest
-from protocol.release_messages import RolloutOrder
+from protocol.release_messages import ModelState, RolloutOrder
 from protocol.signing import PublisherTrust
 from publisher.fleet import Fleet
-from publisher.judging import edge_state
+from publisher.judging import Judgement, edge_state
+from publisher.line import VISITOR
 from publisher.sending import opened
 from publisher.store import PublisherStore
 
@@ -52,30 +53,6 @@ def fleet_report(fleet: Fleet, trust: PublisherTrust, channel: str) -> dict[str,
         manifest = None
     order = opened_order(fleet, manifest)
     now = time.time()
-    online = fleet.present.get("edge", frozenset())
-    edges = [
-        {
-            "edge": name,
-            "is_online": name in online,
-            "is_chosen": order.includes(name) if order else None,
-            **vars(state),
-        }
-        for name, state in sorted(
-            fleet.living_edges(now).items(), key=lambda item: (item[1].state != "failed", item[0])
-        )
-    ]
-    live = set(fleet.live_workers())
-    workers = [
-        {
-            "worker": name,
-            "is_online": name in live,
-            "loaded": list(report.loaded),
-            "loading": list(report.loading),
-            "failed": dict(report.failed),
-            "updated": report.updated,
-        }
-        for name, report in sorted(fleet.workers.items())
-    ]
     return {
         "shown": None
         if manifest is None
@@ -88,11 +65,91 @@ def fleet_report(fleet: Fleet, trust: PublisherTrust, channel: str) -> dict[str,
         },
         "rollout": None if order is None else vars(order),
         "counts": counts_of(fleet, manifest, now),
-        "edges": edges,
-        "workers": workers,
-        "silent_workers": sorted(live - fleet.workers.keys()),
+        "edges": _edges(fleet, order, now),
+        "workers": _workers(fleet),
+        "silent_workers": sorted(set(fleet.live_workers()) - fleet.workers.keys()),
         "agreement": agreement_of(fleet, manifest),
     }
+
+
+def _edges(fleet: Fleet, order: RolloutOrder | None, now: float) -> list[dict[str, Any]]:
+    """The living edges, those that failed first."""
+    online = fleet.present.get("edge", frozenset())
+    return [
+        {
+            "edge": name,
+            "is_online": name in online,
+            "is_chosen": order.includes(name) if order else None,
+            **vars(state),
+        }
+        for name, state in sorted(
+            fleet.living_edges(now).items(), key=lambda item: (item[1].state != "failed", item[0])
+        )
+    ]
+
+
+def _workers(fleet: Fleet) -> list[dict[str, Any]]:
+    live = set(fleet.live_workers())
+    return [
+        {
+            "worker": name,
+            "is_online": name in live,
+            "loaded": list(report.loaded),
+            "loading": list(report.loading),
+            "failed": dict(report.failed),
+            "updated": report.updated,
+        }
+        for name, report in sorted(fleet.workers.items())
+    ]
+
+
+def waits_of(judgement: Judgement, fleet: Fleet, now: float) -> dict[str, Any] | None:
+    """What a rollout waits for: its stage, whose reports, until when. None without an order.
+
+    `edges_undecided` are those of the stage that neither run the release nor have given it up, with
+    what they say; `publishers_online` who could take it to the next stage.
+    """
+    order = judgement.order
+    if order is None or judgement.manifest is None:
+        return None
+    living = fleet.living_edges(now)
+    online = fleet.present.get("edge", frozenset())
+    undecided = {
+        name: _says(living[name], name in online, what)
+        for name, what in judgement.stage.items()
+        if what in ("under_way", "waiting")
+    }
+    return {
+        "stage": order.share,
+        "is_paused": order.paused,
+        "pause_reason": order.reason if order.paused else "",
+        "began": order.created,
+        "until": judgement.until,
+        "seconds_left": max(0.0, (judgement.until or now) - now),
+        "next_stage": judgement.next_share,
+        "edges_known": len(living),
+        "edges_in_stage": len(judgement.stage),
+        "edges_undecided": undecided,
+        "workers_without": dict(judgement.workers_without),
+        "missing": list(judgement.missing),
+        "publishers_online": services_online(fleet),
+    }
+
+
+def services_online(fleet: Fleet) -> list[str]:
+    """The publishers that are connected and no passing visitors."""
+    names = fleet.present.get("publisher", frozenset())
+    return sorted(name for name in names if not name.startswith(VISITOR))
+
+
+def _says(state: ModelState, is_online: bool, what: str) -> str:
+    if what == "waiting":
+        return "has not begun" if is_online else "is offline"
+    if state.state == "failed":
+        return f"tries again: {state.reason}"
+    is_partly_there = state.state == "downloading" and state.total_bytes
+    share = f", {100 * state.done_bytes // state.total_bytes} %" if is_partly_there else ""
+    return f"{state.state}{share}" if is_online else f"{state.state}{share}; is offline"
 
 
 def opened_order(fleet: Fleet, manifest: Manifest | None) -> RolloutOrder | None:

@@ -1,12 +1,15 @@
 """A bundle of `elma enroll` laid out on a machine, as the units of systemd expect it.
 
-    edge      ROOT/etc/elma/edge/           ROOT/etc/systemd/system/elma-edge.service
-    worker    ROOT/etc/elma/workers/NAME/   ROOT/etc/systemd/system/elma-worker@.service
-    publisher ROOT/etc/elma/rollout/        ROOT/etc/systemd/system/elma-rollout.service
+    edge        ROOT/etc/elma/edge/          elma-edge.service
+    worker      ROOT/etc/elma/workers/NAME/  elma-worker@.service
+    publisher   ROOT/etc/elma/rollout/       elma-rollout.service
+    publishing  ROOT/etc/elma/publishing/    the command elma-publisher, beside the rollout service
+    monitor     ROOT/etc/elma/monitor/       elma-monitor.service
+    broker      the folder of `elma broker init`, where it is: a drop-in for mosquitto.service
 
 Inputs: the bundle, the folder that is the machine's root, the program that the unit shall start.
 Output: `Layout`, which says what would be written, and writes it. Neighbours: `elma.bundles` makes
-bundles, `elma.units` (deploy/systemd) holds the units, `elma.commands.install` is the verb.
+bundles, `elma.installed_roles` says where things go, `elma.commands.install` is the verb.
 
 Secrets are root's, mode 0600: systemd lends them to the service. The rest is readable by all, for
 the service's user has no name before it starts. State folders are made by systemd (StateDirectory).
@@ -14,80 +17,30 @@ the service's user has no name before it starts. State folders are made by syste
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from broker.secret_files import make_folder, read_file, read_secret, write_file
 from elma.demonstration.setup import toml_text
+from elma.installed_roles import PACKAGED_UNITS, ROLES, SYSTEM_UNITS, InstalledRole, Role
 from elma.output import CommandError
 from protocol.checks import check_name
 from protocol.errors import MalformedMessage
-from protocol.key_files import (
-    EDGE_SECRET_NAME,
-    EDGES_FOLDER_NAME,
-    POOL_PUBLIC_NAME,
-    POOL_SECRET_NAME,
-    PUBLISHER_PUBLIC_NAME,
-)
+from protocol.key_files import EDGES_FOLDER_NAME, PUBLISHER_PUBLIC_NAME
 
-# As `broker.secured` names them, which a device cannot load: it has no library for certificates.
-AUTHORITY_NAME, CERTIFICATE_NAME, KEY_NAME = "authority.pem", "client.pem", "client-key.pem"
-Role = Literal["edge", "worker", "publisher"]
-SYSTEM_UNITS = PurePosixPath("etc/systemd/system")
-PACKAGED_UNITS = PurePosixPath("usr/lib/systemd/system")
-_SECRET_MODE, _PUBLIC_MODE, _FOLDER_MODE = 0o600, 0o644, 0o755
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a role's machine has. `{name}` in a path is the member's name."""
-
-    settings: str
-    secrets: tuple[str, ...]
-    public: tuple[str, ...]
-    configuration: str
-    state: str
-    unit: str
-    service: str
-    verb: str
-
-
-_KINDS: dict[Role, _Kind] = {
-    "edge": _Kind(
-        settings="edge.toml",
-        secrets=(EDGE_SECRET_NAME, KEY_NAME),
-        public=(CERTIFICATE_NAME, AUTHORITY_NAME, POOL_PUBLIC_NAME),
-        configuration="etc/elma/edge",
-        state="/var/lib/elma-edge",
-        unit="elma-edge.service",
-        service="elma-edge",
-        verb="elma enroll",
-    ),
-    "worker": _Kind(
-        settings="worker.toml",
-        secrets=(POOL_SECRET_NAME, KEY_NAME),
-        public=(CERTIFICATE_NAME, AUTHORITY_NAME),
-        configuration="etc/elma/workers/{name}",
-        state="/var/lib/elma-worker/{name}",
-        unit="elma-worker@.service",
-        service="elma-worker@{name}",
-        verb="elma enroll-worker",
-    ),
-    "publisher": _Kind(
-        settings="publisher.toml",
-        secrets=(KEY_NAME,),
-        public=(CERTIFICATE_NAME, AUTHORITY_NAME, PUBLISHER_PUBLIC_NAME),
-        configuration="etc/elma/rollout",
-        state="/var/lib/elma-rollout",
-        unit="elma-rollout.service",
-        service="elma-rollout",
-        verb="elma enroll-publisher",
-    ),
-}
+BROKER_FOLDER = PurePosixPath("/var/lib/elma-broker")
+TEXTFILE_FOLDER = PurePosixPath("/var/lib/prometheus/node-exporter")
+"""As the committed drop-ins name them; another folder takes their place."""
+_BROKER_DROP_IN = PurePosixPath("mosquitto.service.d/elma.conf")
+_TEXTFILE_DROP_IN = PurePosixPath("elma-edge.service.d/textfile.conf")
+_PACKAGED_PROGRAM = re.compile(r"/opt/elma-[a-z]+/bin/elma\b")
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
+_SECRET_MODE, _PUBLIC_MODE, _FOLDER_MODE, _COMMAND_MODE = 0o600, 0o644, 0o755, 0o755
 
 
 @dataclass(frozen=True)
@@ -101,11 +54,15 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """What makes a machine the member `name`, complete and checked. `write` does it."""
+    """What makes a machine the member `name`, complete and checked. `write` does it.
+
+    `service`: its unit, "" for a command. `next_steps`: what the operator does after it.
+    """
 
     name: str
     service: str
     files: tuple[PlannedFile, ...]
+    next_steps: tuple[str, ...]
 
     def write(self) -> None:
         """Write every file, whole or not at all, settings and unit last. Raises EnrolmentError."""
@@ -114,31 +71,76 @@ class Layout:
             write_file(file.path, file.content, mode=file.mode)
 
 
-def plan_layout(role: Role, bundle: Path, root: Path, program: PurePosixPath | None) -> Layout:
+def plan_layout(
+    role: Role,
+    bundle: Path,
+    root: Path,
+    program: PurePosixPath | None,
+    *,
+    http_port: int | None = None,
+    textfile_folder: PurePosixPath | None = None,
+) -> Layout:
     """What to write below `root`, from the bundle as it is now; nothing is written.
 
     `program` is the `elma` that the unit starts; by default the one of the Debian package. A unit
-    that a package has brought is left alone. Raises CommandError or EnrolmentError.
+    that a package has brought is left alone. Settings of the machine that the bundle does not speak
+    of stay. `http_port`: where it serves /metrics. `textfile_folder`, for an edge: where
+    node_exporter looks for figures. Raises CommandError or EnrolmentError.
     """
-    kind = _KINDS[role]
+    kind = ROLES[role]
     settings = _read_settings(bundle / kind.settings, role)
     name = _name_of(settings, bundle / kind.settings)
     folder = root / kind.configuration.format(name=name)
-    _must_be_the_same_member(folder / kind.settings, name)
+    before = _settings_of_the_same_member(folder / kind.settings, name)
+    settled = _merged(before, _settled(settings, kind.state.format(name=name)))
+    if http_port is not None:
+        settled["http"] = {**settled.get("http", {}), "port": http_port}
+    text = toml_text(settled).encode("utf-8")
     planned = [
         *_keys(kind, bundle, folder),
         *_others(role, settings, bundle, folder),
-        PlannedFile(
-            folder / kind.settings,
-            _PUBLIC_MODE,
-            toml_text(_settled(settings, kind.state.format(name=name))).encode("utf-8"),
-        ),
+        PlannedFile(folder / kind.settings, _PUBLIC_MODE, text),
         *_unit(kind, root, program),
     ]
-    return Layout(name, kind.service.format(name=name), tuple(planned))
+    if textfile_folder is not None:
+        planned.append(_drop_in(root, _TEXTFILE_DROP_IN, TEXTFILE_FOLDER, textfile_folder))
+    service = kind.service.format(name=name)
+    return Layout(name, service, tuple(planned), kind.steps(name))
 
 
-def _keys(kind: _Kind, bundle: Path, folder: Path) -> Iterator[PlannedFile]:
+def plan_broker(folder: PurePosixPath, root: Path) -> Layout:
+    """The drop-in by which Debian's mosquitto.service runs what `elma broker init FOLDER` made.
+
+    `folder` is as the machine sees it, absolute; nothing in it is changed. Raises CommandError.
+    """
+    if folder.parts[1:2] in (("home",), ("root",)):
+        raise CommandError(f"{folder}: the unit does not see /home and /root; move it below /var")
+    if not (root / folder.relative_to("/") / "mosquitto/mosquitto.conf").is_file():
+        raise CommandError(f"{folder} holds no mosquitto.conf; make it with `elma broker init`")
+    drop_in = _drop_in(root, _BROKER_DROP_IN, BROKER_FOLDER, folder)
+    return Layout(
+        "broker",
+        "mosquitto",
+        (drop_in,),
+        ("systemctl daemon-reload", "systemctl enable mosquitto", "systemctl restart mosquitto"),
+    )
+
+
+def _drop_in(
+    root: Path, name: PurePosixPath, usual: PurePosixPath, folder: PurePosixPath
+) -> PlannedFile:
+    """A committed drop-in, with `folder` in the place of the usual one."""
+    if not _PLAIN_PATH.fullmatch(str(folder)):
+        raise CommandError(
+            f"{folder}: a unit takes an absolute path of letters, digits, '.', '_' and '-'",
+            exit_status=2,
+        )
+    text = files("elma").joinpath("units", *name.parts).read_text(encoding="utf-8")
+    content = text.replace(str(usual), str(folder)).encode("utf-8")
+    return PlannedFile(root / SYSTEM_UNITS / name, _PUBLIC_MODE, content)
+
+
+def _keys(kind: InstalledRole, bundle: Path, folder: Path) -> Iterator[PlannedFile]:
     for secret in kind.secrets:
         yield PlannedFile(folder / secret, _SECRET_MODE, read_secret(bundle / secret))
     for public in kind.public:
@@ -164,19 +166,15 @@ def _others(
             yield PlannedFile(target, _PUBLIC_MODE, read_file(path))
 
 
-def _unit(kind: _Kind, root: Path, program: PurePosixPath | None) -> Iterator[PlannedFile]:
-    if (root / PACKAGED_UNITS / kind.unit).exists() and program is None:
+def _unit(kind: InstalledRole, root: Path, program: PurePosixPath | None) -> Iterator[PlannedFile]:
+    """What systemd starts, or the command that people call."""
+    if kind.is_service and program is None and (root / PACKAGED_UNITS / kind.source).exists():
         return
-    text = files("elma").joinpath("units", kind.unit).read_text(encoding="utf-8")
+    text = files("elma").joinpath("units", kind.source).read_text(encoding="utf-8")
     if program is not None:
-        lines = text.splitlines(keepends=True)
-        text = "".join(
-            f"ExecStart={program} {line.split(' ', 1)[1]}"
-            if line.startswith("ExecStart=")
-            else line
-            for line in lines
-        )
-    yield PlannedFile(root / SYSTEM_UNITS / kind.unit, _PUBLIC_MODE, text.encode("utf-8"))
+        text = _PACKAGED_PROGRAM.sub(lambda _: str(program), text)
+    mode = _PUBLIC_MODE if kind.is_service else _COMMAND_MODE
+    yield PlannedFile(root / kind.place / kind.source, mode, text.encode("utf-8"))
 
 
 def _settled(settings: dict[str, Any], state: str) -> dict[str, Any]:
@@ -193,9 +191,18 @@ def _settled(settings: dict[str, Any], state: str) -> dict[str, Any]:
     return changed
 
 
+def _merged(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What is installed, with what the bundle says in its place, table by table."""
+    merged = before | after
+    for name, table in after.items():
+        if isinstance(table, dict) and isinstance(before.get(name), dict):
+            merged[name] = _merged(before[name], table)
+    return merged
+
+
 def _read_settings(path: Path, role: Role) -> dict[str, Any]:
     if not path.is_file():
-        verb = _KINDS[role].verb
+        verb = ROLES[role].verb
         raise CommandError(f"{path} is not there; give --bundle the folder that `{verb}` made")
     try:
         return tomllib.loads(read_file(path).decode("utf-8"))
@@ -210,16 +217,18 @@ def _name_of(settings: dict[str, Any], path: Path) -> str:
         raise CommandError(f"{path}: {error}") from error
 
 
-def _must_be_the_same_member(path: Path, name: str) -> None:
-    """A machine stays who it is: its outbox and releases belong to that name."""
+def _settings_of_the_same_member(path: Path, name: str) -> dict[str, Any]:
+    """What is installed, or nothing. A machine stays who it is: its outbox and releases belong to
+    that name. Raises CommandError for another."""
     if not path.is_file():
-        return
+        return {}
     try:
-        there = tomllib.loads(path.read_text(encoding="utf-8")).get("name")
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"{path} is there and cannot be read; move it away first") from error
-    if there != name:
+    if settings.get("name") != name:
         raise CommandError(
-            f"{path.parent} belongs to {there!r}, and the bundle to {name!r}; move that folder and "
-            "its state away first"
+            f"{path.parent} belongs to {settings.get('name')!r}, and the bundle to {name!r}; move "
+            "that folder and its state away first"
         )
+    return settings

@@ -121,21 +121,14 @@ def put_directly(stream: TextIO) -> Callable[[str], None]:
     return put
 
 
-def make_put(stream: TextIO, *, in_background: bool, json_lines: bool) -> Callable[[str], None]:
+def make_put(
+    stream: TextIO, *, in_background: bool, describe_dropped: Callable[[int], str]
+) -> Callable[[str], None]:
     """How lines get to `stream`: by a thread where it has a descriptor, else directly."""
     if in_background:
         with suppress(Exception):
-            describe = _dropped_as_json if json_lines else _dropped_as_text
-            return LineWriter(stream.fileno(), describe).put
+            return LineWriter(stream.fileno(), describe_dropped).put
     return put_directly(stream)
-
-
-def _dropped_as_text(count: int) -> str:
-    return f"log_lines_dropped count={count}"
-
-
-def _dropped_as_json(count: int) -> str:
-    return f'{{"event": "log_lines_dropped", "level": "warning", "count": {count}}}'
 
 
 def _write(descriptor: int, content: bytes) -> None:

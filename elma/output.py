@@ -2,7 +2,8 @@
 
 Inputs: the results of a verb. Outputs: text on stdout or stderr. Neighbours: `elma.cli` turns
 `CommandError` into one line and an exit status; the verbs in `elma.commands` print through here;
-`elma.log_writer` brings log lines out, whatever becomes of stderr.
+`elma.log_form` says how a log line looks, `elma.log_writer` brings it out, whatever becomes of
+stderr.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elma.log_form import LogForm
 from elma.log_writer import LineHandler, LineLogger, make_put
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def print_status(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def configure_logging(level: str, *, json_lines: bool, in_background: bool = False) -> None:
+def configure_logging(level: str, form: LogForm, *, in_background: bool = False) -> None:
     """Send all logs, ours (structlog) and those of libraries, to stderr from `level` upwards.
 
     `level` is one of debug, info, warning, error. Logging never raises; with `in_background`, for
@@ -77,24 +79,13 @@ def configure_logging(level: str, *, json_lines: bool, in_background: bool = Fal
     import structlog
 
     number = logging.getLevelNamesMapping()[level.upper()]
-    put = make_put(sys.stderr, in_background=in_background, json_lines=json_lines)
+    put = make_put(sys.stderr, in_background=in_background, describe_dropped=form.describe_dropped)
     logger = LineLogger(put)
     handler = LineHandler(put)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(form.library_formatter())
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler])
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=form.processors(),
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_names: logger,
         cache_logger_on_first_use=False,

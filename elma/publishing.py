@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elma.output import CommandError
 from elma.release_checks import CheckOptions, Verdict, check_release
+from elma.stage_text import describe_stage
+from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, sign_manifest
 from protocol.signing import PublisherTrust, SigningKey
+from publisher.errors import NoSuchVersion, SigningError
 from publisher.line import Line
 from publisher.making import (
     Wanted,
@@ -39,6 +41,8 @@ from publisher.upload import Progress
 from reader.codecs import LOSSES_FILE
 from reader.weights import folder_digest
 
+EXPIRES_SECONDS = 30 * 86_400.0
+ROUNDING_SECONDS = 1.0
 Say = Callable[[str], None]
 
 
@@ -53,11 +57,23 @@ class Content:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the operator says about it; `expires_seconds` is the manifest's life."""
+    """What the operator says about it; `expires_seconds` is the manifest's life. None: nothing was
+    said, so it is as `publisher.making` has it."""
 
-    expires_seconds: float
-    note: str = ""
-    urls: tuple[str, ...] = ()
+    expires_seconds: float | None = None
+    note: str | None = None
+    urls: tuple[str, ...] | None = None
+
+    def not_in(self, manifest: Manifest) -> list[str]:
+        """The options that were given and that a manifest does not have so."""
+        life_seconds = manifest.expires - manifest.created
+        wants_life = self.expires_seconds if self.expires_seconds is not None else life_seconds
+        found = {
+            "--note": self.note not in (None, manifest.note),
+            "--expires-days": abs(wants_life - life_seconds) > ROUNDING_SECONDS,
+            "--url" if self.urls else "--no-url": self.urls not in (None, manifest.urls),
+        }
+        return [name for name, differs in found.items() if differs]
 
 
 class Publishing:
@@ -70,8 +86,14 @@ class Publishing:
         self.line, self.say = line, say
         self.figures: dict[str, Any] = {"channel": channel}
 
-    def begun(self, content: Content, key_id: str | None) -> Record | None:
-        """The record that an earlier run of the same wish has signed; None: a new one is needed."""
+    def begun(
+        self, content: Content, terms: Terms, checks: CheckOptions, key_id: str | None
+    ) -> Record | None:
+        """The record that an earlier run of the same wish has signed; None: a new one is needed.
+
+        One that is published already is left as it is, whatever `terms` say, and that is told; one
+        that nobody has seen is not gone on with on other terms.
+        """
         state = self.store.channel(self.channel)
         wanted = self._release_of(content)
         candidates = [state.pending] if content.refresh else [state.pending, state.current]
@@ -81,11 +103,23 @@ class Publishing:
             if key_id is not None and record.key_id != key_id:
                 continue
             manifest = self.store.manifest(self.channel, record)
-            if manifest.expires > time.time() and self._has_codecs_of(manifest, content):
-                what = "published already" if record.is_published else "signed already"
-                self.say(f"version {record.version} of channel {self.channel} is {what}; going on")
-                return record
+            lacking = terms.not_in(manifest)
+            if manifest.expires <= time.time() or not self._has_codecs_of(manifest, content):
+                continue
+            if lacking and not record.is_published:
+                continue
+            what = "published already" if record.is_published else "signed already"
+            self.say(f"version {record.version} of channel {self.channel} is {what}; going on")
+            self._tell_not_applied(record, lacking, checks)
+            return record
         return None
+
+    def may_sign(self, key_id: str) -> None:
+        """Raises SigningError for a key that no device would trust."""
+        try:
+            self.trust.keys().public_of(key_id)
+        except ProtocolError as error:
+            raise SigningError(f"key {key_id} may not sign releases: {error}") from error
 
     def draft(
         self, content: Content, terms: Terms, key_id: str, checks: CheckOptions
@@ -93,7 +127,12 @@ class Publishing:
         """An unsigned manifest whose blobs lie in the store. Raises ReleaseRefused and others."""
         fleet = self.line.view.picture()
         wanted = Wanted(
-            self.channel, key_id, terms.expires_seconds, time.time(), terms.note, terms.urls
+            self.channel,
+            key_id,
+            EXPIRES_SECONDS if terms.expires_seconds is None else terms.expires_seconds,
+            time.time(),
+            terms.note or "",
+            terms.urls,
         )
         if content.rollback is not None:
             rollback = content.rollback
@@ -159,6 +198,8 @@ class Publishing:
             self.figures["workers"] = workers
             self.figures["workers_seconds"] = round(time.monotonic() - begin, 3)
         fleet, now = self.line.view.picture(), time.time()
+        if share is not None:
+            self.figures |= describe_stage(fleet, record.release, share, now, self.say)
         order, signed = order_for(self.store, self.channel, share, reason, fleet, now)
         publish_order(self.line, self.channel, signed)
         if share is not None and order.share != share:
@@ -177,6 +218,21 @@ class Publishing:
         self.figures["chunks_cleared"] = clear_old(self.line, self.store)
         prune(self.store)
         return {**describe_manifest(manifest, record.key_id), **self.figures}
+
+    def _tell_not_applied(self, record: Record, lacking: list[str], checks: CheckOptions) -> None:
+        """Say which options of this call change nothing."""
+        self.figures["not_applied"] = [*lacking, *checks.given()]
+        version = f"version {record.version}"
+        if lacking:
+            self.say(
+                f"not applied: {', '.join(lacking)}, for {version} has other terms; `elma publish "
+                "--refresh` with the same options makes a version that has these"
+            )
+        if checks.given():
+            self.say(
+                f"not applied: {', '.join(checks.given())}, for {version} was checked when it was "
+                "signed"
+            )
 
     def _check(self, folder: Path, checks: CheckOptions) -> Verdict:
         current = self.store.channel(self.channel).current
@@ -206,7 +262,7 @@ class Publishing:
         if content.rollback is not None:
             return state.record_of(content.rollback).release
         if state.current is None:
-            raise CommandError(f"channel {self.channel} has no release to refresh")
+            raise NoSuchVersion(f"channel {self.channel} has no release to refresh in this store")
         return state.current.release
 
     def _has_codecs_of(self, manifest: Manifest, content: Content) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elma.output import CommandError
 from publisher.checking import (
@@ -22,6 +23,9 @@ from publisher.checking import (
 )
 from publisher.errors import ReleaseRefused
 from reader.exits import SETTINGS_FILE
+
+if TYPE_CHECKING:
+    from cloud_worker.training.squad_files import Question
 
 MAX_QUESTIONS = 256
 """Of a file of canary questions: each is read in several ways, and then once more."""
@@ -36,9 +40,14 @@ class CheckOptions:
     canaries: Path | None = None
     data: Path | None = None
     limit: int | None = None
-    allowed_f1_drop: float = 0.0
+    max_f1_drop: float = 0.0
     force: bool = False
     threads: int | None = None
+
+    def given(self) -> list[str]:
+        """The options about questions that were given."""
+        names = {"--canaries": self.canaries, "--data": self.data}
+        return [name for name, value in names.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def check_release(
     if f1 is None and old.f1 is not None:
         warnings.append("F1 was not compared; give --data to measure both on the same questions")
     new = Quality(checked.right_answers, checked.questions, f1)
-    worse = refuse_worse(new, old, allowed_f1_drop=options.allowed_f1_drop)
+    worse = refuse_worse(new, old, allowed_f1_drop=options.max_f1_drop)
     if worse and not options.force:
         raise ReleaseRefused(
             f"{folder.name} is not published: {'; '.join(worse)}. --force publishes it all the same"
@@ -101,9 +110,7 @@ def gold_questions(path: Path | None) -> list[GoldQuestion]:
         from elma.demonstration.passages import load_questions
 
         return [GoldQuestion(one.text, one.passage, one.expected) for one in load_questions()]
-    from cloud_worker.training.squad_files import read_squad
-
-    questions = read_squad(path)
+    questions = _read_questions(path)
     if len(questions) > MAX_QUESTIONS:
         raise CommandError(
             f"{path} holds {len(questions)} questions; canaries are chosen among at most "
@@ -120,13 +127,13 @@ def measure_f1(folder: Path, options: CheckOptions, what: str, say: Callable[[st
     """F1 (0 to 100) of a model under its own thresholds, on the report half of `options.data`."""
     from cloud_worker.training import evaluation
     from cloud_worker.training.recording import record
-    from cloud_worker.training.squad_files import read_squad
-    from elma.commands.evaluate import Half, choose_questions, progress_bar
+    from elma.progress import progress_bar
+    from elma.question_halves import Half, choose_questions
     from reader.model import Reader
 
     if options.data is None:
         raise CommandError("F1 needs --data", exit_status=2)
-    questions = choose_questions(read_squad(options.data), Half.REPORT, options.limit)
+    questions = choose_questions(_read_questions(options.data), Half.REPORT, options.limit)
     reader = Reader.load(folder, threads=options.threads)
     say(f"measuring {what} on {len(questions)} questions")
     with progress_bar(what) as progress:
@@ -134,3 +141,14 @@ def measure_f1(folder: Path, options: CheckOptions, what: str, say: Callable[[st
     edge_layers = reader.settings.default_edge_layers
     report = evaluation.evaluation_report(recording, reader.settings, max_edge_layers=edge_layers)
     return float(report["policy"]["f1"])
+
+
+def _read_questions(path: Path) -> list[Question]:
+    """The questions of a file that the call named. Raises CommandError."""
+    from cloud_worker.training.measuring_errors import SquadFileError
+    from cloud_worker.training.squad_files import read_squad
+
+    try:
+        return read_squad(path)
+    except SquadFileError as error:
+        raise CommandError(str(error), exit_status=2) from error

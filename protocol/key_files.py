@@ -12,12 +12,11 @@
 and in each, `"elma"` says which kind it is. Keys are base64. `key_documents` keeps the rules that
 hold for every file: mode 0600, a secret never readable by others, none writable by them. Saving
 never replaces a file unless told to. Every failure is a `KeyFileError` that names the file and
-never its content. Neighbours: `keys` and `signing` hold what is read.
+never its content. Neighbours: `keys` and `signing` hold what is read, `live_keys` reads it again.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from protocol.key_documents import (
     write_document,
 )
 from protocol.keys import EdgeKeys, PoolKeys, PoolPublic, fingerprint
+from protocol.live_keys import Stamp, stamp_of
 from protocol.signing import PublisherTrust, SignedKeyList, SigningKey
 
 POOL_SECRET_NAME = "pool-secret.json"  # noqa: S105 -- a file's name
@@ -48,7 +48,6 @@ PUBLISHER_SECRET_NAME = "publisher-secret.json"  # noqa: S105 -- a file's name
 PUBLISHER_PUBLIC_NAME = "publisher-public.json"
 ROLLOUT_SECRET_NAME = "rollout-secret.json"  # noqa: S105 -- a file's name
 ROOT_KEY_ID = "root"
-_Stamp = tuple[int, int, int, int]
 
 
 def save_pool_keys(path: Path, keys: PoolKeys, *, replace: bool = False) -> None:
@@ -232,7 +231,7 @@ class EdgeFolder:
                 "`elma keys edge` wrote for each edge there"
             )
         self._folder = folder
-        self._known: dict[str, tuple[_Stamp, bytes]] = {}
+        self._known: dict[str, tuple[Stamp, bytes]] = {}
         self._lock = threading.Lock()
 
     def public_key(self, edge: str) -> bytes:
@@ -246,7 +245,7 @@ class EdgeFolder:
             raise UnknownEdge(
                 f"edge {edge!r} is not enrolled: there is no {path.name} in {self._folder}"
             ) from error
-        stamp = _stamp(status)
+        stamp = stamp_of(status)
         with self._lock:
             known = self._known.get(edge)
         if known is not None and known[0] == stamp:
@@ -255,34 +254,6 @@ class EdgeFolder:
         with self._lock:
             self._known[edge] = (stamp, public)
         return public
-
-
-class PoolKeyFile:
-    """The pool's keys as a worker uses them: read again when their file changes. Thread-safe.
-
-    So a rotation needs no restart. A file that cannot be used any more leaves the keys that were
-    read before; `failure` says why.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._stamp = _stamp_of(path)
-        self._keys = load_pool_keys(path)
-        self.failure: KeyFileError | None = None
-
-    def keys(self) -> PoolKeys:
-        """The keys of now; raises nothing."""
-        with self._lock:
-            stamp = _stamp_of(self._path)
-            if stamp != self._stamp:
-                # Noted before the file is read: one that changes meanwhile is read once more.
-                self._stamp = stamp
-                try:
-                    self._keys, self.failure = load_pool_keys(self._path), None
-                except KeyFileError as error:
-                    self.failure = error
-            return self._keys
 
 
 def _save_signing_key(path: Path, kind: str, key: SigningKey, replace: bool) -> None:
@@ -297,15 +268,3 @@ def _load_signing_key(path: Path, kind: str) -> SigningKey:
         return SigningKey(str(document.get("id")), secret)
     except MalformedMessage as error:
         raise KeyFileError(f"key file {path}: {error}") from error
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
-
-
-def _stamp_of(path: Path) -> _Stamp | None:
-    """What changes with a file; None when it cannot be looked at."""
-    try:
-        return _stamp(path.stat())
-    except OSError:
-        return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from protocol.checks import check_boolean, check_bytes, check_integer, check_maps, take
 from protocol.errors import MalformedMessage
+from protocol.trace_parent import check_trace_parent
 from protocol.wire import Frame
 
 MAX_WINDOWS = 128
@@ -20,6 +21,24 @@ MAX_WINDOW_TOKENS = 1024
 MAX_STATE_BYTES = 4 * 1024 * 1024
 MAX_SPANS = 20
 CODEC_PATTERN = re.compile(r"[a-z0-9_-]{1,32}", re.ASCII)
+WIRE_END_BYTES = 6
+SHOWN_ID_CHARACTERS = 51
+"""Of a question's request id, in its wire id: a topic's part has 64, the random end takes 13."""
+_WIRE_END = re.compile(r"-[0-9a-f]{12}$", re.ASCII)
+
+
+def wire_id_of(request_id: str, end: bytes) -> str:
+    """The id under which a question's windows cross the broker: its own, and a random end.
+
+    So one search finds it in every log, and yet a worker never takes the request for an earlier
+    one of the same question (repacked, or of an agent that was restarted), whose bytes were others.
+    """
+    return f"{request_id[:SHOWN_ID_CHARACTERS]}-{end.hex()}"
+
+
+def request_id_of(wire_id: str) -> str:
+    """The question's own id, its first 51 characters at most; an id without such an end stays."""
+    return _WIRE_END.sub("", wire_id) or wire_id
 
 
 @dataclass(frozen=True)
@@ -72,16 +91,19 @@ class ResumeRequest:
     """A question's unresolved windows; the worker returns up to `top_spans` spans for each.
 
     `is_audit`: the edge was certain, has answered, and asks only whether the worker agrees.
+    `trace_parent` says where the worker's spans hang, where the edge has traces.
     """
 
     windows: tuple[RequestWindow, ...]
     top_spans: int
     is_audit: bool = False
+    trace_parent: str | None = None
 
     def __post_init__(self) -> None:
         check_windows("windows", [window.index for window in self.windows])
         check_integer("top_spans", self.top_spans, 1, MAX_SPANS)
         check_boolean("is_audit", self.is_audit)
+        check_trace_parent(self.trace_parent)
 
 
 def request_to_wire(message: ResumeRequest) -> tuple[dict[str, Any], bytes]:
@@ -101,6 +123,8 @@ def request_to_wire(message: ResumeRequest) -> tuple[dict[str, Any], bytes]:
     request = {"windows": windows, "top_spans": message.top_spans}
     if message.is_audit:
         request["is_audit"] = True
+    if message.trace_parent is not None:
+        request["trace_parent"] = message.trace_parent
     return request, attachment
 
 
@@ -131,7 +155,12 @@ def request_from_wire(frame: Frame) -> ResumeRequest:
         )
     if position != len(frame.attachment):
         raise MalformedMessage("the attachment is longer than the windows' states")
-    return ResumeRequest(tuple(windows), top_spans, frame.fields.get("is_audit", False))
+    return ResumeRequest(
+        tuple(windows),
+        top_spans,
+        frame.fields.get("is_audit", False),
+        frame.fields.get("trace_parent"),
+    )
 
 
 def _decode_provisional(value: object) -> Provisional | None:

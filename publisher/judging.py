@@ -8,10 +8,11 @@ by it, `elma rollout status` shows it; `drift` judges agreement.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from protocol.manifest import Manifest
-from protocol.release_messages import ModelState, RolloutOrder
+from protocol.release_messages import ModelState, RolloutOrder, edge_fraction
 from publisher.drift import find_drift
 from publisher.fleet import Fleet
 from publisher.rollout import current_order, next_stage
@@ -31,7 +32,10 @@ FINAL_CODES = frozenset(
 @dataclass(frozen=True)
 class Judgement:
     """Where a rollout stands. `against`: why it must pause; `missing`: why it must wait before the
-    next stage, which is `next_share` (None: there is none). `active` edges run the release."""
+    next stage, which is `next_share` (None: there is none), and not before `until` (unix seconds).
+    `active` edges run the release. `stage` has the living edges that the order's share includes,
+    paused or not, and what each does with the release; `workers_without` what the workers say that
+    have not loaded it."""
 
     manifest: Manifest | None = None
     order: RolloutOrder | None = None
@@ -40,6 +44,9 @@ class Judgement:
     next_share: float | None = None
     active: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    until: float | None = None
+    stage: dict[str, str] = field(default_factory=dict)
+    workers_without: dict[str, str] = field(default_factory=dict)
 
 
 def judge(
@@ -61,12 +68,27 @@ def judge(
     against = _against_failures(failed, active, bounds)
     if state.excused.get(DRIFT) != manifest.release:
         against += _against_drift(fleet, manifest, bounds)
-    missing: list[str] = []
-    next_share = None
-    if order is not None:
-        next_share = next_stage(bounds.shares, order.share)
-        missing = _missing(fleet, order, active, living, bounds, now)
-    return Judgement(manifest, order, against, missing, next_share, active, failed)
+    judgement = Judgement(manifest, order, against, active=active, failed=failed)
+    if order is None:
+        return judgement
+    stage = {
+        name: edge_state(living[name], manifest.release)
+        for name in edges_in_share(living, manifest.release, order.share)
+    }
+    without = fleet.workers_without(manifest.release)
+    return replace(
+        judgement,
+        next_share=next_stage(bounds.shares, order.share),
+        until=order.created + bounds.hold_seconds,
+        stage=stage,
+        workers_without=without,
+        missing=_missing(order.created + bounds.hold_seconds - now, active, stage, without),
+    )
+
+
+def edges_in_share(edges: Iterable[str], release: str, share: float) -> list[str]:
+    """The edges that an order for this share of them includes, by name."""
+    return sorted(name for name in edges if edge_fraction(name, release) < share)
 
 
 def has_failed(state: ModelState, release: str) -> bool:
@@ -116,21 +138,15 @@ def _against_drift(fleet: Fleet, manifest: Manifest, bounds: RolloutSettings) ->
 
 
 def _missing(
-    fleet: Fleet,
-    order: RolloutOrder,
-    active: int,
-    living: dict[str, ModelState],
-    bounds: RolloutSettings,
-    now: float,
+    left_seconds: float, active: int, stage: Collection[str], without: Mapping[str, str]
 ) -> list[str]:
     found = []
-    left_seconds = order.created + bounds.hold_seconds - now
     if left_seconds > 0:
         found.append(f"this stage lasts {left_seconds:.0f} seconds more")
-    if not active and any(order.includes(name) for name in living):
+    if not active and stage:
         found.append("no edge of this stage has taken it yet")
     found += [
         f"worker {name} has not loaded it ({what or 'says nothing of it'})"
-        for name, what in fleet.workers_without(order.release).items()
+        for name, what in without.items()
     ]
     return found

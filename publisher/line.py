@@ -32,6 +32,8 @@ from publisher.errors import UploadFailed
 from publisher.fleet import FleetView
 
 ROLE = "publisher"
+VISITOR = "visitor-"
+"""Begins the name of who is only passing."""
 RECEIVE_SECONDS = 0.5
 QUEUE_BOUND = 4096
 ACKNOWLEDGE_SECONDS = 20.0
@@ -46,7 +48,7 @@ class Line:
 
     A passing visitor (`name` None) takes a random identity and leaves no presence behind; a service
     has a name and is seen as a publisher that is online or offline. With an account, the account's
-    name is the identity of either.
+    name is the `identity` of either.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class Line:
         self._echoes = 0
         self._is_complete = threading.Event()
         self._stopping = threading.Event()
-        identity = settings.username or name or f"visitor-{secrets.token_hex(4)}"
+        identity = settings.username or name or f"{VISITOR}{secrets.token_hex(4)}"
+        self.identity = identity
         self._presence = str(PresenceTopic(ROLE, identity))
         self._birth = Publication(self._presence, encode_message(Presence(True)), 1, True)
         gone = encode_message(Presence(False)) if name else b""
@@ -157,25 +160,42 @@ class Line:
                 )
 
     def retained_chunk(self, sha256: str, chunk: int, timeout_seconds: float) -> bytes | None:
-        """A chunk as the broker retains it; None when it has none. Fetches its bytes.
+        """A chunk as the broker retains it; None when it has none, or does not answer in time."""
+        try:
+            return self.retained_chunks([(sha256, chunk)], timeout_seconds)[sha256, chunk]
+        except UploadFailed:
+            return None
+
+    def retained_chunks(
+        self, chunks: Iterable[tuple[str, int]], timeout_seconds: float
+    ) -> dict[tuple[str, int], bytes | None]:
+        """Chunks as the broker retains them, None for what it has not. Fetches all their bytes.
 
         The absence shows as everything does that was retained: our presence comes back without it.
+        Raises UploadFailed when it does not come back within `timeout_seconds`.
         """
-        topic = str(BlobTopic(sha256, chunk))
+        topics = {chunk: str(BlobTopic(*chunk)) for chunk in chunks}
         with self._chunk_came:
-            self._chunks[topic] = None
+            self._chunks.update(dict.fromkeys(topics.values()))
             echoes = self._echoes
         try:
-            self.session.subscribe(Subscription(topic))
+            for topic in topics.values():
+                self.session.subscribe(Subscription(topic))
             self.session.publish(self._birth)
             with self._chunk_came:
-                self._chunk_came.wait_for(lambda: self._echoes > echoes, timeout_seconds)
-            self.session.unsubscribe(topic)
-        except PublishError:
-            return None
+                came = self._chunk_came.wait_for(lambda: self._echoes > echoes, timeout_seconds)
+            for topic in topics.values():
+                self.session.unsubscribe(topic)
+        except PublishError as error:
+            raise UploadFailed(f"the connection to broker {self.address} broke: {error}") from error
         finally:
             with self._chunk_came:
-                found = self._chunks.pop(topic)
+                found = {chunk: self._chunks.pop(topic) for chunk, topic in topics.items()}
+        if not came:
+            raise UploadFailed(
+                f"broker {self.address} did not say within {timeout_seconds:g} seconds what it "
+                "retains"
+            )
         return found
 
     def _hand_over(

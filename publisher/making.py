@@ -5,7 +5,7 @@ then, with a key or with a signature from another machine, a `Record` in the sto
 `checking` comes before, `sending` after; `releases.building` makes the blobs.
 
     draft_release | draft_rollback | draft_refresh -> sign_manifest -> keep_signed
-                                                   -> write_draft ... `elma sign` ... keep_signed
+                                                   -> prepare ... `elma sign` ... keep_signed
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ from protocol.blobs import BlobRef
 from protocol.errors import ProtocolError
 from protocol.file_index import FileIndex, decode_index
 from protocol.manifest import (
-    Architecture,
     Manifest,
     PreviousRelease,
     SignedManifest,
-    encode_manifest,
 )
 from protocol.signing import PublisherTrust
 from publisher.checking import Checked
-from publisher.errors import PublisherStoreError, SigningError
+from publisher.errors import NoSuchVersion, PublisherStoreError, SigningError
 from publisher.fleet import Fleet
 from publisher.store import ChannelState, PublisherStore, Record
 from reader.weights import SHIPPED_MODELS, folder_digest, load_config, shipped_model_folder
+from releases.architecture import architecture_of
 from releases.blob_folder import blob_reference
 from releases.building import build_contents
 from releases.errors import ReleaseError
 
-MODEL_TYPE = "albert"
 MAX_USED_BASES = 4
 """Of what edges run; each one more makes building slower and indexes larger."""
 LEAST_STEP_SECONDS = 0.001
@@ -43,14 +41,15 @@ LEAST_STEP_SECONDS = 0.001
 @dataclass(frozen=True)
 class Wanted:
     """What the operator says about a release. `key_id`: who will sign; `expires_seconds`: how long
-    the manifest is good for; `now` is unix seconds."""
+    the manifest is good for; `now` is unix seconds. `urls` None: those of the content's last
+    manifest, none for a new model."""
 
     channel: str
     key_id: str
     expires_seconds: float
     now: float
     note: str = ""
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...] | None = None
     f1: float | None = None
 
 
@@ -84,11 +83,11 @@ def draft_release(
         name=folder.resolve().name[:64],
         created=created,
         expires=created + wanted.expires_seconds,
-        architecture=_architecture(folder),
+        architecture=architecture_of(load_config(folder)),
         files=contents.files,
         rollout_public=store.rollout_key().public,
         previous=_previous(store, state, release),
-        urls=wanted.urls,
+        urls=wanted.urls or (),
         f1=wanted.f1,
         note=wanted.note,
     )
@@ -110,7 +109,7 @@ def draft_rollback(
         expires=created + wanted.expires_seconds,
         rollout_public=store.rollout_key().public,
         previous=_previous(store, state, old.release),
-        urls=wanted.urls or old.urls,
+        urls=old.urls if wanted.urls is None else wanted.urls,
         note=wanted.note or f"back to the content of version {version}",
     )
 
@@ -118,10 +117,11 @@ def draft_rollback(
 def draft_refresh(
     store: PublisherStore, wanted: Wanted, fleet: Fleet, trust: PublisherTrust
 ) -> Manifest:
-    """The current release under a new version that expires later."""
+    """The current release under a new version that expires later. Raises NoSuchVersion where there
+    is none."""
     state = store.channel(wanted.channel)
     if state.current is None:
-        raise PublisherStoreError(f"channel {wanted.channel} has no release to refresh")
+        raise NoSuchVersion(f"channel {wanted.channel} has no release to refresh in this store")
     current = store.manifest(wanted.channel, state.current)
     version, created = _next(state, wanted, fleet, trust)
     return replace(
@@ -130,7 +130,7 @@ def draft_refresh(
         created=created,
         expires=created + wanted.expires_seconds,
         rollout_public=store.rollout_key().public,
-        urls=wanted.urls or current.urls,
+        urls=current.urls if wanted.urls is None else wanted.urls,
         note=wanted.note or current.note,
     )
 
@@ -205,11 +205,6 @@ def choose_bases(
         if (other.hidden_size, other.vocab_size) == (config.hidden_size, config.vocab_size):
             found.append(base)
     return found
-
-
-def signing_payload(manifest: Manifest) -> bytes:
-    """What `elma sign` signs; its bytes are the prepared file."""
-    return encode_manifest(manifest)
 
 
 def manifest_blob(store: PublisherStore, signed: SignedManifest) -> BlobRef:
@@ -288,18 +283,3 @@ def _index(store: PublisherStore, name: str, index: BlobRef) -> FileIndex:
         raise PublisherStoreError(
             f"the index of {name} is not in the store {store.folder}: {error}"
         ) from error
-
-
-def _architecture(folder: Path) -> Architecture:
-    config = load_config(folder)
-    return Architecture(
-        model_type=MODEL_TYPE,
-        layers=config.layers,
-        groups=config.groups,
-        hidden_size=config.hidden_size,
-        heads=config.heads,
-        intermediate_size=config.intermediate_size,
-        embedding_size=config.embedding_size,
-        vocab_size=config.vocab_size,
-        max_positions=config.max_positions,
-    )

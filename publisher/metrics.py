@@ -26,6 +26,10 @@ class PublisherMetrics:
         self.chunks_sent = self._counter("chunks_sent", "Chunks that the broker acknowledged.")
         self.sent_bytes = self._counter("sent_bytes", "Bytes of those chunks.")
         self.chunks_cleared = self._counter("chunks_cleared", "Chunks that were taken away.")
+        self.chunks_repaired = self._counter(
+            "chunks_repaired",
+            "Chunks that the broker had lost or had otherwise, found on complaint.",
+        )
         self.assertions = self._counter("assertions", "Times that a channel was made whole again.")
         self.promotions = self._counter("promotions", "Stages that were begun.")
         self.pauses = self._counter("pauses", "Rollouts that paused by themselves.", ["cause"])

@@ -7,7 +7,9 @@ store, the same for the same folder, so that an interrupted publish finds it aga
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from publisher.errors import PublisherStoreError
@@ -18,6 +20,8 @@ from reader.model_writer import write_model
 from reader.storage import PACKED
 from reader.weights import PACKED_FILE, ModelTensors, folder_digest
 
+PACKED_FOLDER = "packed"
+"""Of the publisher's store."""
 COPIED_FILES = (SETTINGS_FILE, LOSSES_FILE, BOTTLENECK_FILE)
 
 
@@ -32,6 +36,8 @@ def pack(folder: Path, packed: Path) -> Path:
     target = packed / folder_digest(folder)[:16] / folder.resolve().name
     if is_packed(target):
         _copy_settings(folder, target)
+        with suppress(OSError):
+            os.utime(target)  # it is in use: not old, whatever prunes beside us
         return target
     partial = target.with_name(f".{target.name}.partial")
     try:

@@ -1,17 +1,22 @@
 """What the publisher's own disk may forget: content of releases that nobody goes back to.
 
 In: the store. Out: fewer files. The last `KEPT_ON_DISK` releases of each channel stay, so that a
-rollback finds them. Neighbours: `making` knows a release's blobs; `elma publish` calls this last.
+rollback finds them, and so do the packed copies that they were made of. Neighbours: `making` knows
+a release's blobs, `packing` made the copies; `elma publish` calls this last.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from publisher.errors import PublisherStoreError
 from publisher.making import blobs_of
+from publisher.packing import PACKED_FOLDER
 from publisher.store import KEPT_ON_DISK, PublisherStore
+from reader.errors import ReaderError
+from reader.weights import folder_digest
 from releases.blob_folder import blob_reference
 from releases.files import remove_tree
 
@@ -20,7 +25,25 @@ LEAST_AGE_SECONDS = 7 * 86_400.0
 
 
 def prune(store: PublisherStore) -> int:
-    """Remove blobs and model folders of releases that are not kept any more; how many."""
+    """Remove blobs, model folders and packed copies of releases that are not kept any more; how
+    many. A packed copy that belongs to no release was made for one that was refused, or not yet
+    signed."""
+    blobs, models = _kept(store)
+    removed = [path for path in store.blobs.folder.iterdir() if path.name not in blobs]
+    removed += [path for path in (store.folder / "models").iterdir() if path.name not in models]
+    old = [path for path in removed if _is_old(path)]
+    packed = [path for path in (store.folder / PACKED_FOLDER).glob("*/*") if _is_old(path)]
+    unused = [path for path in packed if _release_of(path) not in models]
+    for path in (*old, *unused):
+        remove_tree(path)
+    for path in unused:
+        with suppress(OSError):  # it has another copy, of the same weights under another name
+            path.parent.rmdir()
+    return len(old) + len(unused)
+
+
+def _kept(store: PublisherStore) -> tuple[set[str], set[str]]:
+    """The blobs and the releases that stay."""
     blobs: set[str] = set()
     models: set[str] = set()
     for channel in store.channels():
@@ -36,12 +59,15 @@ def prune(store: PublisherStore) -> int:
                 blobs.update(one.sha256 for one in blobs_of(store, store.manifest(channel, record)))
             except PublisherStoreError:
                 continue  # an index that is gone takes nothing with it
-    removed = [path for path in store.blobs.folder.iterdir() if path.name not in blobs]
-    removed += [path for path in (store.folder / "models").iterdir() if path.name not in models]
-    old = [path for path in removed if _is_old(path)]
-    for path in old:
-        remove_tree(path)
-    return len(old)
+    return blobs, models
+
+
+def _release_of(folder: Path) -> str | None:
+    """The release that a packed folder is; None for one that was not finished."""
+    try:
+        return folder_digest(folder)
+    except (OSError, ReaderError):
+        return None
 
 
 def _is_old(path: Path) -> bool:

@@ -33,6 +33,7 @@ from publisher.upload import Progress, Uploaded, clear_unused, upload
 
 __all__ = [
     "assert_channel",
+    "blobs_for",
     "clear_old",
     "export_blobs",
     "kept_blobs",
@@ -163,7 +164,19 @@ def kept_blobs(store: PublisherStore) -> list[BlobRef]:
         state = store.channel(channel)
         for record in (state.current, state.pending):
             if record is not None:
-                blobs.extend(_blobs_for(store, channel, record))
+                blobs.extend(blobs_for(store, channel, record))
+    return list(dict.fromkeys(blobs))
+
+
+def blobs_for(store: PublisherStore, channel: str, record: Record) -> list[BlobRef]:
+    """What the broker must have for a record: its blobs and those of the release before it."""
+    manifest = store.manifest(channel, record)
+    blobs = blobs_of(store, manifest)
+    previous = manifest.previous
+    if previous is not None:
+        for one in store.channel(channel).records:
+            if (one.version, one.release) == (previous.version, previous.release):
+                blobs.extend(_without_missing(store, store.manifest(channel, one)))
     return list(dict.fromkeys(blobs))
 
 
@@ -228,23 +241,11 @@ def _upload(
             line,
             log,
             store.blobs,
-            _blobs_for(store, channel, record),
+            blobs_for(store, channel, record),
             progress=progress,
             stop=stop,
             wall_clock=wall_clock,
         )
-
-
-def _blobs_for(store: PublisherStore, channel: str, record: Record) -> list[BlobRef]:
-    """What the broker must have for a record: its blobs and those of the release before it."""
-    manifest = store.manifest(channel, record)
-    blobs = blobs_of(store, manifest)
-    previous = manifest.previous
-    if previous is not None:
-        for one in store.channel(channel).records:
-            if (one.version, one.release) == (previous.version, previous.release):
-                blobs.extend(_without_missing(store, store.manifest(channel, one)))
-    return list(dict.fromkeys(blobs))
 
 
 def _without_missing(store: PublisherStore, previous: Manifest) -> list[BlobRef]:

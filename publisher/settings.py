@@ -48,7 +48,8 @@ class RolloutSettings(_Table):
     that have decided failed; and when an exit's agreement with the workers fell by more than
     `max_agreement_drop`, shown at `confidence` with at least `least_answers` of either release (see
     `publisher.drift`). `warn_expiry_seconds` before the manifest expires it warns, or renews it for
-    `renew_seconds` where it holds the signing key.
+    `renew_seconds` where it holds the signing key. When a device says that a chunk is wrong or
+    missing, it reads back what the broker retains, at most once in `repair_seconds`.
     """
 
     stages: tuple[str, ...] = ("5%", "25%", "100%")
@@ -59,6 +60,7 @@ class RolloutSettings(_Table):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.999
     warn_expiry_seconds: Annotated[float, Field(gt=0)] = 7 * 86_400.0
     renew_seconds: Annotated[float, Field(gt=0)] = 30 * 86_400.0
+    repair_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     check_seconds: Annotated[float, Field(gt=0, le=3_600)] = 5.0
 
     @field_validator("stages")

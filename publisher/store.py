@@ -31,7 +31,7 @@ from protocol.key_files import load_rollout_secret, save_rollout_secret
 from protocol.manifest import Manifest, SignedManifest, decode_manifest
 from protocol.release_messages import RolloutOrder, SignedRollout
 from protocol.signing import SigningKey
-from publisher.errors import PublisherStoreError, StoreBusy
+from publisher.errors import NoStore, NoSuchVersion, PublisherStoreError, StoreBusy
 from reader.weights import folder_digest
 from releases.blob_folder import BlobFolder
 from releases.errors import ReleaseError
@@ -95,7 +95,7 @@ class ChannelState:
             if one.version == version:
                 return one
         known = ", ".join(str(one.version) for one in self.records) or "none"
-        raise PublisherStoreError(
+        raise NoSuchVersion(
             f"channel {self.channel} has no version {version} in this store (it has: {known})"
         )
 
@@ -142,9 +142,9 @@ class PublisherStore:
 
     @classmethod
     def open(cls, folder: Path) -> PublisherStore:
-        """A store that is there already. Raises PublisherStoreError."""
+        """A store that is there already. Raises NoStore, PublisherStoreError."""
         if not folder.is_dir():
-            raise PublisherStoreError(
+            raise NoStore(
                 f"there is no publisher's store at {folder}; name it with --store or in your "
                 "settings file (`elma publish` makes one)"
             )

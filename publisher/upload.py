@@ -8,6 +8,9 @@ acknowledgements is believed, after a sample: the chunk that was acknowledged la
 wanted is asked for, with the one acknowledged first. Mosquitto saves what it retains as one picture
 of one moment, so a broker that was killed and has lost something has lost the newest first; and
 what has expired is the oldest. A sample that is missing: everything is sent again.
+
+A chunk in between that somebody has spoilt or taken away shows in no sample. `forget_wrong` reads
+all of them back, for when a device says that one is wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from broker.exchange import Publication
 from protocol.blobs import CHUNK_BYTES, BlobRef
 from protocol.topics import BlobTopic
-from publisher.errors import PublisherStoreError
+from publisher.errors import PublisherStoreError, UploadFailed
 from publisher.line import ACKNOWLEDGE_SECONDS, Line, is_chunk
 from publisher.sent import Chunk, SentLog
 from releases.blob_folder import BlobFolder
@@ -31,6 +34,9 @@ CHUNK_EXPIRY_SECONDS = 14 * 86_400
 RENEW_SECONDS = CHUNK_EXPIRY_SECONDS / 2
 """A chunk that was acknowledged longer ago is sent again, so that it never expires in use."""
 SAMPLE_SECONDS = 5.0
+READ_TOGETHER = 8
+"""Chunks that are read back at once: 2 MiB in memory."""
+READ_SECONDS = 60.0
 
 Progress = Callable[[int, int], None]
 
@@ -94,6 +100,32 @@ def clear_unused(line: Line, log: SentLog, kept: Iterable[BlobRef]) -> int:
     return len(unused)
 
 
+def forget_wrong(
+    line: Line,
+    log: SentLog,
+    wanted: Iterable[BlobRef],
+    *,
+    stop: threading.Event | None = None,
+) -> int:
+    """Read back every chunk of the blobs that the broker should retain, and strike off the log what
+    it has not or has otherwise, so that `upload` sends it again; how many.
+
+    Costs the link as much as the blobs have bytes. Raises UploadFailed when the broker does not
+    answer, or `stop` is set: what was found wrong until then stays struck off.
+    """
+    chunks, sent, wrong = chunks_of(wanted), log.chunks(), 0
+    believed = [chunk for chunk in chunks if chunk in sent]
+    for first in range(0, len(believed), READ_TOGETHER):
+        if stop is not None and stop.is_set():
+            raise UploadFailed("stopped; what the broker retains was not read to its end")
+        batch = believed[first : first + READ_TOGETHER]
+        for chunk, payload in line.retained_chunks(batch, READ_SECONDS).items():
+            if not _is_right(payload, chunks[chunk], chunk[1]):
+                log.remove([chunk])
+                wrong += 1
+    return wrong
+
+
 def chunks_of(blobs: Iterable[BlobRef]) -> dict[Chunk, BlobRef]:
     """Every chunk of the blobs, once, in their order."""
     return {(blob.sha256, number): blob for blob in blobs for number in range(blob.chunk_count)}
@@ -106,11 +138,14 @@ def _believed(line: Line, log: SentLog, chunks: dict[Chunk, BlobRef], now: float
     ]
     for chunk in {*fresh[:1], *fresh[-1:]}:
         payload = line.retained_chunk(*chunk, SAMPLE_SECONDS)
-        wanted = chunks[chunk].chunk_sha256(chunk[1])
-        if payload is None or hashlib.sha256(payload).hexdigest() != wanted:
+        if not _is_right(payload, chunks[chunk], chunk[1]):
             log.forget_all(now)
             return set()
     return set(fresh)
+
+
+def _is_right(payload: bytes | None, blob: BlobRef, number: int) -> bool:
+    return payload is not None and hashlib.sha256(payload).hexdigest() == blob.chunk_sha256(number)
 
 
 def _publication(folder: BlobFolder, blob: BlobRef, number: int) -> Publication:
@@ -122,7 +157,7 @@ def _publication(folder: BlobFolder, blob: BlobRef, number: int) -> Publication:
         raise PublisherStoreError(
             f"blob {blob.sha256} is not in the publisher's store ({error}); publish the model anew"
         ) from error
-    if hashlib.sha256(payload).hexdigest() != blob.chunk_sha256(number):
+    if not _is_right(payload, blob, number):
         raise PublisherStoreError(
             f"chunk {number} of blob {blob.sha256} in the publisher's store is damaged; restore it"
         )

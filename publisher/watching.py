@@ -1,14 +1,14 @@
 """The rollout service's work: keep the channel whole, go through the stages, pause on trouble.
 
 In: the store, a `Line`, the bounds. Out: orders, renewed manifests, re-asserted chunks, metrics and
-log lines. Neighbours: `service` runs it as a process, `judging` says what is wrong, `sending` and
-`rollout` do what is to be done.
+log lines. Neighbours: `service` runs it as a process, `keeping` sees to what the broker retains,
+`judging` says what is wrong, `sending` and `rollout` do what is to be done.
 
 Everything it knows is in the store and on the broker, so it may be killed at any instant: the next
 one goes on. A step looks once and does what is due:
 
-    a new connection                  -> everything retained is asserted again (fact: a killed
-                                         mosquitto has lost it), unused chunks are cleared
+    a new connection, a complaint     -> what is retained is asserted again (fact: a killed
+                                         mosquitto has lost it), or mended
     the manifest expires soon         -> renewed with the key, or a warning
     something speaks against it       -> paused, with the reason in the order
     the stage was held, nothing lacks -> the next stage
@@ -24,14 +24,15 @@ from broker.log import SafeLog
 from protocol.errors import ProtocolError
 from protocol.manifest import Manifest, sign_manifest
 from protocol.signing import PublisherTrust, SigningKey
-from publisher.errors import PublisherError, StoreBusy
+from publisher.errors import PublisherError
 from publisher.fleet import Fleet
 from publisher.judging import Judgement, edge_state, judge
+from publisher.keeping import Keeper
 from publisher.line import Line
 from publisher.making import Wanted, draft_refresh, keep_signed
 from publisher.metrics import PublisherMetrics
 from publisher.rollout import Wish, give_order, order_for, publish_order
-from publisher.sending import assert_channel, clear_old, opened, send_release
+from publisher.sending import opened, send_release
 from publisher.settings import PublisherSettings
 from publisher.store import PublisherStore
 
@@ -58,9 +59,16 @@ class Watcher:
         self._channel = settings.channel
         self._store, self._trust, self._key = store, trust, key
         self._line, self._metrics = line, metrics
-        self._stop = stop or threading.Event()
         self._wall_clock = wall_clock
-        self._asserted: tuple[int, str] | None = None
+        self._keeper = Keeper(
+            settings,
+            store,
+            trust,
+            line,
+            metrics,
+            stop=stop or threading.Event(),
+            wall_clock=wall_clock,
+        )
         self._noticed_at = float("-inf")
         metrics.connected.set_function(lambda: float(line.session.is_connected))
 
@@ -69,7 +77,7 @@ class Watcher:
         if not self._line.is_complete:
             return
         try:
-            self._assert_if_needed()
+            self._keeper.keep()
             fleet, now = self._line.view.picture(), self._wall_clock()
             judgement = judge(self._store, self._channel, fleet, self._bounds, now)
             self._count(fleet, judgement, now)
@@ -81,47 +89,7 @@ class Watcher:
             self._metrics.failures.inc()
             _log.error("rollout_step_failed", channel=self._channel, error=str(error))
 
-    # -- retained messages -----------------------------------------------------------------
-
-    def _assert_if_needed(self) -> None:
-        """After each reconnect, after each new release, and when the broker shows another one."""
-        state = self._store.channel(self._channel)
-        record = state.current
-        if record is None:
-            return
-        epoch = self._line.session.epoch
-        fleet = self._line.view.picture()
-        shown = fleet.manifest
-        signed = self._store.signed(self._channel, record)
-        is_shown = shown is not None and shown.payload == signed.payload
-        if state.order is not None:
-            is_shown &= fleet.order is not None and fleet.order.encode() == state.order.encode()
-        if self._asserted == (epoch, record.manifest_file) and is_shown:
-            return
-        try:
-            with self._store.publishing():
-                asserted = assert_channel(
-                    self._line, self._store, self._channel, self._trust, stop=self._stop
-                )
-                cleared = clear_old(self._line, self._store)
-        except StoreBusy:
-            if self._asserted is None or self._asserted[0] != epoch:
-                _log.info("rollout_waits_for_publish", channel=self._channel)
-            return
-        self._asserted = (epoch, record.manifest_file)
-        self._metrics.assertions.inc()
-        self._metrics.chunks_cleared.inc(cleared)
-        if asserted is not None:
-            self._metrics.chunks_sent.inc(asserted.uploaded.chunks_sent)
-            self._metrics.sent_bytes.inc(asserted.uploaded.bytes_sent)
-            _log.info(
-                "channel_asserted",
-                channel=self._channel,
-                version=record.version,
-                chunks_sent=asserted.uploaded.chunks_sent,
-                chunks_there=asserted.uploaded.chunks_there,
-                chunks_cleared=cleared,
-            )
+    # -- the manifest ----------------------------------------------------------------------
 
     def _mind_expiry(self, manifest: Manifest, fleet: Fleet, now: float) -> bool:
         """Whether the manifest was renewed: then what was judged is out of date."""

@@ -192,7 +192,8 @@ def load_bottlenecks(folder: Path, hidden_size: int) -> dict[int, Bottleneck]:
 
 
 def stored_tensors(bottlenecks: Mapping[int, Bottleneck]) -> dict[str, NDArray[Any]]:
-    """What `BOTTLENECK_FILE` holds; the matrices are rounded to float16, as `load` reads them."""
+    """What `BOTTLENECK_FILE` holds, layer (1-based) by layer; the matrices are rounded to float16,
+    as `load_bottlenecks` reads them."""
     stored: dict[str, NDArray[Any]] = {}
     for layer, bottleneck in bottlenecks.items():
         tensors = bottleneck.tensors

@@ -108,7 +108,7 @@ class ReaderConfig:
         """The parameter group (0-based) of a layer (1-based).
 
         The same rounding as `transformers` (`int(i / (layers / groups))`), so that a folder means
-        the same network in both.
+        the same network in both. Raises ValueError for a layer that there is not.
         """
         if not 1 <= layer <= self.layers:
             raise ValueError(f"layer {layer} is outside 1..{self.layers}")

@@ -42,7 +42,10 @@ _BERT_LAYER = {
 
 
 def load_any_checkpoint(folder: Path, *, dropout: float = 0.0) -> AlbertReader:
-    """The network of an ALBERT folder as it is, or of a BERT folder converted."""
+    """The network of an ALBERT folder as it is, or of a BERT folder converted.
+
+    `dropout` is for a training to come. Raises `ModelFolderError`.
+    """
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -32,7 +32,7 @@ def encode_int8_rows(matrix: FloatArray) -> tuple[NDArray[np.int8], NDArray[np.f
 
 
 def decode_int8_rows(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> FloatArray:
-    """The float32 matrix of `encode_int8_rows`."""
+    """The float32 matrix `[rows, columns]` of `encode_int8_rows`."""
     return codes.astype(np.float32) * scales.astype(np.float32)
 
 
@@ -54,7 +54,7 @@ def encode_int4_groups(
 
 
 def decode_int4_groups(codes: NDArray[np.uint8], scales: NDArray[np.float16]) -> FloatArray:
-    """The float32 matrix of `encode_int4_groups`."""
+    """The float32 matrix `[rows, columns]` of `encode_int4_groups`."""
     rows, groups = scales.shape
     values = np.empty((rows, codes.shape[1] * 2), dtype=np.float32)
     values[:, 0::2], values[:, 1::2] = codes & 15, codes >> 4
@@ -99,7 +99,7 @@ def encode_signs(matrix: FloatArray) -> tuple[NDArray[np.uint8], NDArray[np.floa
 
 
 def decode_signs(bits: NDArray[np.uint8], scales: NDArray[np.float16]) -> FloatArray:
-    """The float32 matrix of `encode_signs`."""
+    """The float32 matrix `[rows, columns]` of `encode_signs`."""
     signs = np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1
     decoded: FloatArray = signs * scales.astype(np.float32)
     return decoded
@@ -108,7 +108,8 @@ def decode_signs(bits: NDArray[np.uint8], scales: NDArray[np.float16]) -> FloatA
 def decode_sparse(
     codes: NDArray[Any], scales: NDArray[np.float16] | None, bits: NDArray[np.uint8]
 ) -> FloatArray:
-    """The matrix with `codes`, row after row, where `bits` `[rows, columns / 8]` are set."""
+    """The matrix `[rows, columns]` with `codes`, row after row, where `bits` `[rows, columns / 8]`
+    are set; times `scales` `[rows, 1]` where there are some."""
     present = np.unpackbits(bits, axis=1).astype(bool)
     value = np.zeros(present.shape, dtype=np.float32)
     value[present] = codes.astype(np.float32)
@@ -116,7 +117,8 @@ def decode_sparse(
 
 
 def encode_bfloat16(value: FloatArray) -> NDArray[np.uint16]:
-    """The upper half of each float32, rounded to nearest even; finite values only."""
+    """The upper half of each float32, rounded to nearest even, in the same shape; finite values
+    only."""
     bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

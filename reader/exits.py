@@ -57,13 +57,15 @@ class ExitCriterion(Protocol):
 
 
 def entropy_uncertainty(view: ExitView) -> FloatArray:
-    """Normalised entropy, the mean of start and end."""
+    """Entropy of start and of end over valid positions, each divided by the log of their number;
+    the mean of both, `[B]` (DeeBERT, Xin et al. 2020, for two distributions)."""
     both = _normalised_entropy(view.start_logits) + _normalised_entropy(view.end_logits)
     return both / np.float32(2)
 
 
 def margin_uncertainty(view: ExitView) -> FloatArray:
-    """One minus the smaller probability gap between best and second."""
+    """One minus the probability gap between best and second, `[B]`; the smaller gap of start and
+    end."""
     gaps = []
     for logits in (view.start_logits, view.end_logits):
         probability = np.exp(_log_softmax(logits))  # [B, T]
@@ -74,7 +76,8 @@ def margin_uncertainty(view: ExitView) -> FloatArray:
 
 
 def patience_uncertainty(view: ExitView) -> FloatArray:
-    """One over the number of consecutive exits, this one included, with the same best span."""
+    """One over the number of consecutive exits, this one included, with the same best span; `[B]`
+    (PABEE, Zhou et al. 2020)."""
     agree = (view.earlier_spans == best_span(view)[:, None]).all(2)  # [B, K]
     run = agree[:, ::-1].cumprod(1).sum(1)  # [B], counted back from the newest
     uncertainty: FloatArray = (1 / (1 + run)).astype(np.float32)
@@ -82,12 +85,13 @@ def patience_uncertainty(view: ExitView) -> FloatArray:
 
 
 def learned_uncertainty(view: ExitView) -> FloatArray:
-    """One minus the learned head's probability of being right."""
+    """One minus the learned head's probability of being right, `[B]` (BERxiT, Xin et al. 2021)."""
     return 1 - _sigmoid(view.certainty_logit)
 
 
 def decision_uncertainty(view: ExitView) -> FloatArray:
-    """How near the calibrated choice between the best span and no answer is; 1 on the border."""
+    """How near the calibrated choice between the best span and no answer is, `[B]`; 1 on the
+    border."""
     null_scores = view.start_logits[:, 0] + view.end_logits[:, 0]  # [B]
     best = find_best_pairs(view.start_logits, view.end_logits).scores[:, 0]
     margin = (null_scores - view.no_answer_threshold - best) / view.temperature
@@ -169,25 +173,32 @@ class ExitSettings:
 
     @classmethod
     def load(cls, folder: Path) -> ExitSettings | None:
-        """The settings of a model folder; None when it was never calibrated."""
+        """The settings of a model folder; None when it was never calibrated. Raises
+        `ModelFolderError` for a damaged file."""
         path = folder / SETTINGS_FILE
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                criterion=str(values["criterion"]),
-                exit_thresholds=_numbers(values["exit_thresholds"]),
-                no_answer_thresholds=_numbers(values["no_answer_thresholds"]),
-                temperatures=_numbers(values["temperatures"]),
-                default_edge_layers=int(values["default_edge_layers"]),
-                score_slopes=_numbers(values.get("score_slopes", [])),
-                score_intercepts=_numbers(values.get("score_intercepts", [])),
-            )
+            return cls.decode(path.read_bytes())
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFolderError(
                 f"{path} is damaged ({error!r}); run `elma calibrate` again"
             ) from error
+
+    @classmethod
+    def decode(cls, content: bytes) -> ExitSettings:
+        """The settings of a file's content. Raises KeyError, TypeError, ValueError where it is
+        damaged, ModelFolderError where it contradicts itself."""
+        values = json.loads(content)
+        return cls(
+            criterion=str(values["criterion"]),
+            exit_thresholds=_numbers(values["exit_thresholds"]),
+            no_answer_thresholds=_numbers(values["no_answer_thresholds"]),
+            temperatures=_numbers(values["temperatures"]),
+            default_edge_layers=int(values["default_edge_layers"]),
+            score_slopes=_numbers(values.get("score_slopes", [])),
+            score_intercepts=_numbers(values.get("score_intercepts", [])),
+        )
 
     def save(self, folder: Path) -> None:
         """Write `exits.json`."""

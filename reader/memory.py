@@ -1,7 +1,9 @@
-"""The process's memory: one heap, and what a question needed given back when there is none.
+"""The process's memory: one heap, what a question needed given back when there is none, and one
+word, `MemoryError`, for its end.
 
 Output: less resident memory; no result depends on it. Neighbours: `service` calls `keep_small`
-before anything is loaded, `agent` calls `give_back` after the model and when it is idle.
+before anything is loaded, `agent` calls `give_back` after the model and when it is idle, `Reader`
+translates what the engines say when memory ends.
 
 glibc keeps freed memory: for every thread that ever allocated a heap of its own, and in each the
 holes that large arrays left. For a reader of some 100 MB that is as much again after a long
@@ -11,8 +13,10 @@ passage. Elsewhere (musl, macOS) both functions do nothing.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,48 @@ MATRIX_SHAPES = 64
 compiled again in about a millisecond. Saves 10 MB with elma-small and 40 MB with elma-fast."""
 HEAPS = 1
 """One thread computes; the others hardly allocate, so they do not wait for each other."""
+_SHORTAGES = (
+    "can't allocate memory",  # torch on a processor: DefaultCPUAllocator
+    "out of memory",  # torch on an accelerator
+    "failed to allocate memory",  # onnxruntime
+    "bad_alloc",
+    "can't start new thread",
+)
+"""What engines say, in errors of no type of their own, when the system gives them no memory."""
+_CAUSES_READ = 8
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Also a decorator. Raises MemoryError for every error inside that comes of a want of memory,
+    which says nothing about a model; every other error as it is."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is the system's refusal to give memory."""
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_READ):
+        if cause is None:
+            return False
+        if isinstance(cause, MemoryError):
+            return True
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
+            return True
+        # Only errors of the engines: a message of ours may quote anything.
+        if isinstance(cause, RuntimeError) or type(cause).__module__.startswith("onnxruntime"):
+            text = str(cause).lower()
+            if any(shortage in text for shortage in _SHORTAGES):
+                return True
+        cause = cause.__cause__
+    return False
 
 
 def keep_small() -> bool:

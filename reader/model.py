@@ -19,6 +19,7 @@ from reader.engines.choosing import load_engine
 from reader.engines.engine import Engine, ExitScores
 from reader.errors import InputError, ModelFolderError, StateShapeError
 from reader.exits import CRITERIA, ExitSettings, ExitView, best_span
+from reader.memory import memory_errors
 from reader.spans import WindowSpans, best_spans
 from reader.states import StateBatch
 from reader.weights import folder_digest, resolve_model_folder
@@ -49,6 +50,7 @@ class Reader:
         self.codecs = codecs or CodecSet(engine.config.hidden_size)
 
     @classmethod
+    @memory_errors()
     def load(
         cls,
         model: Path | str,
@@ -64,7 +66,8 @@ class Reader:
         `threads` bounds the engine's threads in this process. `settings` replaces those of the
         folder; a folder without any never exits early. `engine` and `precision`: see
         `engines.choosing`. `name` is what answers call it; the folder's where it is None. Raises
-        `ModelFolderError`, `EngineError`.
+        `ModelFolderError`, `EngineError`; `MemoryError`, whatever the engine calls it, as the
+        computing methods do.
         """
         folder = resolve_model_folder(model)
         computing = load_engine(folder, engine=engine, precision=precision, threads=threads)
@@ -90,6 +93,7 @@ class Reader:
         """Windows of a question; raises `InputError`."""
         return self.splitter.split(question, passage)
 
+    @memory_errors()
     def embed(self, windows: Sequence[Window]) -> StateBatch:
         """The state after layer 0 of windows; raises `InputError` for none."""
         if not windows:
@@ -99,6 +103,7 @@ class Reader:
             [window.question_tokens for window in windows],
         )
 
+    @memory_errors()
     def run(self, batch: StateBatch, from_layer: int, to_layer: int) -> StateBatch:
         """Layers `from_layer + 1 .. to_layer`; exact resumption of what another machine began.
 
@@ -108,6 +113,7 @@ class Reader:
         self._check(batch)
         return self.engine.run(batch, from_layer, to_layer)
 
+    @memory_errors()
     def run_mixed(self, batch: StateBatch, layers: Sequence[int]) -> StateBatch:
         """One layer of each window, `layers[i]` of window i, all of one parameter group.
 
@@ -116,10 +122,12 @@ class Reader:
         self._check(batch)
         return self.engine.run_mixed(batch, layers)
 
+    @memory_errors()
     def exit_logits(self, batch: StateBatch, layer: int) -> tuple[FloatArray, FloatArray]:
         """Start and end logits `[B, T]` of the exit behind `layer`, -inf where no answer can be."""
         return _masked(batch, self.engine.exit_scores(batch, layer))
 
+    @memory_errors()
     def view(
         self,
         batch: StateBatch,

@@ -100,7 +100,11 @@ class AlbertReader(nn.Module):
         to_layer: int,
         question_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Layers `from_layer + 1 .. to_layer` over the state after `from_layer`."""
+        """Layers `from_layer + 1 .. to_layer` over the state `[B, T, H]` after `from_layer`.
+
+        `valid` and `question_tokens` as for `run_layer`. Raises ValueError for layers that there
+        are not.
+        """
         if not 0 <= from_layer <= to_layer <= self.config.layers:
             raise ValueError(
                 f"cannot run from layer {from_layer} to {to_layer}; "
@@ -149,6 +153,7 @@ class Embeddings(nn.Module):
         self.project = nn.Linear(config.embedding_size, config.hidden_size)
 
     def forward(self, token_ids: Tensor, token_types: Tensor) -> Tensor:
+        """Ids and types `[B, T]` to the state after layer 0, `[B, T, H]`."""
         positions = self.position.weight[: token_ids.shape[1]]  # [T, E]
         summed = self.word(token_ids) + positions + self.token_type(token_types)  # [B, T, E]
         projected: Tensor = self.project(self.dropout(self.norm(summed)))  # [B, T, H]

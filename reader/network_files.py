@@ -46,7 +46,7 @@ def save_network(
 
 
 def network_arrays(network: AlbertReader) -> dict[str, FloatArray]:
-    """The network's tensors under our names, float32."""
+    """The network's tensors under our names, float32, in the shapes of `state_dict`."""
     return {
         name: value.detach().to("cpu", torch.float32).numpy()
         for name, value in network.state_dict().items()

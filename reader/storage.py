@@ -135,7 +135,7 @@ class StoredTensor:
         return self.codes.shape
 
     def decode(self) -> FloatArray:
-        """The float32 values."""
+        """The float32 values, in `shape`."""
         if self.encoding.startswith("sparse") and self.bits is not None:
             return decode_sparse(self.codes, self.scales, self.bits)
         if self.encoding == "bfloat16":
@@ -179,7 +179,10 @@ class StoredTensor:
 
 
 def encode_tensor(value: FloatArray, encoding: str) -> StoredTensor:
-    """`value` in an encoding; for int4 with the scales of the least squared error."""
+    """`value` in an encoding; for int4 with the scales of the least squared error.
+
+    int8, int4 and sparse take a matrix `[rows, columns]`, the others any shape.
+    """
     if encoding == "int8":
         return StoredTensor(encoding, *encode_int8_rows(value))
     if encoding == "int4":

@@ -178,7 +178,7 @@ def resolve_model_folder(model: str | Path) -> Path:
 
 
 def load_config(folder: Path) -> ReaderConfig:
-    """The `config.json` of a folder as `ReaderConfig`."""
+    """The `config.json` of a folder as `ReaderConfig`. Raises `ModelFolderError`."""
     path = folder / "config.json"
     try:
         return ReaderConfig.from_hugging_face(json.loads(path.read_text(encoding="utf-8")))

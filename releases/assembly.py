@@ -8,24 +8,20 @@ every part, every file and the whole folder had their digests and everything was
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from protocol.manifest import Architecture, Manifest
-from reader.config import ReaderConfig
-from reader.errors import ReaderError
-from reader.weights import DIGESTED_FILES, folder_digest, load_config
+from protocol.manifest import Manifest
+from reader.weights import DIGESTED_FILES, folder_digest
+from releases.architecture import check_folder_is
 from releases.chunk_folder import ChunkFolder
 from releases.deltas import WHOLE, apply
-from releases.errors import ContentError, DigestMismatch, UnsupportedArchitecture
+from releases.errors import ContentError, DigestMismatch
 from releases.files import remove_tree, sync_folder, translated, write_file
 from releases.planning import FilePlan, LocalPart, PartStep, Plan
 from releases.store import ReleaseStore
 
-MODEL_TYPES = ("albert",)
 _READ_BYTES = 1 << 20
 
 
@@ -35,7 +31,7 @@ def assemble(manifest: Manifest, needed: Plan, store: ReleaseStore) -> Path:
     Raises ContentError (bytes that are not what was signed), DigestMismatch,
     UnsupportedArchitecture, NotEnoughSpace or StoreError; nothing of it is in sight then.
     """
-    partial = store.partial_folder(manifest.release)
+    partial = store.installed.partial_folder(manifest.release)
     remove_tree(partial)
     try:
         with translated(f"{partial} cannot be made"):
@@ -45,7 +41,7 @@ def assemble(manifest: Manifest, needed: Plan, store: ReleaseStore) -> Path:
         _check_folder(manifest, partial)
         with translated(f"{partial} cannot be synced"):
             sync_folder(partial)
-        return store.install(partial, manifest.release)
+        return store.installed.put(partial, manifest.release)
     finally:
         remove_tree(partial)
 
@@ -62,22 +58,6 @@ def update_beside(folder: Path, needed: Plan, chunks: ChunkFolder) -> None:
         write_file(folder / one.file.name, content)
 
 
-def check_architecture(declared: Architecture) -> None:
-    """Raise UnsupportedArchitecture unless a reader of ours could run what is declared."""
-    if declared.model_type not in MODEL_TYPES:
-        raise UnsupportedArchitecture(
-            f"the release is a {declared.model_type!r}; this reader runs {', '.join(MODEL_TYPES)}"
-        )
-    sizes: dict[str, Any] = {**vars(declared)}
-    del sizes["model_type"]
-    try:
-        ReaderConfig(**sizes)
-    except (ReaderError, ValueError, TypeError) as error:
-        raise UnsupportedArchitecture(
-            f"no reader has the sizes that the release declares: {error}"
-        ) from error
-
-
 def _check_folder(manifest: Manifest, folder: Path) -> None:
     """The folder is the release that was signed, and the network that was declared."""
     digest = folder_digest(folder)
@@ -86,19 +66,7 @@ def _check_folder(manifest: Manifest, folder: Path) -> None:
             f"the assembled files make release {digest[:16]}, the manifest says "
             f"{manifest.release[:16]}: publish it again"
         )
-    try:
-        config = load_config(folder)
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (ReaderError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedArchitecture(
-            f"the release's config.json is none of ours: {error}"
-        ) from error
-    for field, declared in vars(manifest.architecture).items():
-        found = model_type if field == "model_type" else getattr(config, field)
-        if found != declared:
-            raise UnsupportedArchitecture(
-                f"the manifest declares {field} {declared}, config.json has {found}"
-            )
+    check_folder_is(manifest.architecture, folder)
 
 
 def _write(one: FilePlan, target: Path, chunks: ChunkFolder) -> None:

@@ -143,7 +143,8 @@ class ChunkMissing(FetchFailed):
 
 
 class ChunkCorrupt(FetchFailed):
-    """What came for a chunk did not have its hash, several times."""
+    """What came for a chunk did not have its hash, several times; the publisher's service sends it
+    again."""
 
     reason_code = "chunk_corrupt"
 

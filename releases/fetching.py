@@ -207,7 +207,8 @@ class _Run:
         if self._wrong[key] >= self._rules.max_wrong:
             raise ChunkCorrupt(
                 f"{chunk} came {self._wrong[key]} times with other bytes than were signed{others}: "
-                "somebody changes them, or the upload was wrong; publish the release again"
+                "somebody changes them, or the upload was wrong; the publisher's service sends it "
+                "again (elma rollout run)"
             )
         raise ChunkMissing(
             f"{chunk} is not at the broker{others}: the publisher's service brings it back "

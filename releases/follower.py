@@ -2,15 +2,10 @@
 
 In: deliveries of the manifest, rollout and blob topics; what the device was enrolled with. Out: a
 `Candidate` for `adopt`, `Progress` for `report`, and a store that says what is in use. Used by edge
-and worker alike. Neighbours: `hearing` reads the topics, `offers` decides what to take,
-`installing` brings it, `store` keeps it, `reporting` tells.
+and worker alike. Neighbours: `hearing` reads the topics, `offers` decides what to take, `taking`
+takes it, `retries` says when again, `reporting` tells.
 
-One thread, "elma-releases", does all work; everything else only hands over and wakes it. An
-order of steps that a death at any point cannot harm:
-
-    fetch, assemble, rename into place     adopt     state.json     trust.json
-
-Before `adopt` has returned the old release answers; what was begun is met again after a start.
+One thread, "elma-releases", does all work; everything else only hands over and wakes it.
 """
 
 from __future__ import annotations
@@ -33,34 +28,24 @@ from protocol.topics import (
     RolloutTopic,
     parse_topic,
 )
-from releases.errors import (
-    FetchFailed,
-    FetchInterrupted,
-    NotEnoughSpace,
-    NotProved,
-    ProofStarved,
-    ReleaseError,
-    ReleaseRejected,
-)
+from releases.errors import FetchFailed, FetchInterrupted, ReleaseError, ReleaseRejected
 from releases.fetching import ChunkFetcher, FetchRules
 from releases.hearing import Hearing
 from releases.installing import Installer
 from releases.mqtt_transport import Link, MqttTransport
-from releases.offers import Offer, Offers, Target
+from releases.offers import Offers, Target
 from releases.pacing import Pacer
 from releases.progress import Candidate, Progress
 from releases.reporting import Reporter
+from releases.retries import RETRY_SECONDS, Retries
 from releases.settings import FollowSettings
 from releases.store import ReleaseStore
+from releases.taking import ReleaseTaker
 
 __all__ = ["Candidate", "Link", "Progress", "ReleaseFollower"]
 
 IDLE_SECONDS = 30.0
 STOP_SECONDS = 30.0
-RETRY_SECONDS = (5.0, 600.0)
-FULL_DISK_RETRY_SECONDS = 60.0
-STARVED_RETRY_SECONDS = 60.0
-"""The first wait for memory: the few trials that a release has must not be over in a minute."""
 _log = SafeLog("elma.releases")
 _OURS = ("elma/v1/model/", "elma/v1/blob/")
 
@@ -100,13 +85,20 @@ class ReleaseFollower:
         free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
         generator: random.Random | None = None,
     ) -> None:
-        """Raises KeyFileError for a publisher file that cannot be used."""
+        """Raises KeyFileError for a publisher file that cannot be used.
+
+        Long because it puts the parts together: each is made once, here, in the order of the path.
+        """
         self._link, self._store, self._settings = link, store, settings
-        self._adopt = adopt
-        self._keeps_previous = keeps_previous
-        self._clock, self._wall_clock = clock, wall_clock
-        self._retry_seconds = retry_seconds
-        self._generator = generator or random.Random()  # noqa: S311 - jitter, not a secret
+        self._keeps_previous, self._wall_clock = keeps_previous, wall_clock
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="elma-releases", daemon=True)
+        self._target: Target | None = None
+        self._is_working = False
+        chance = generator or random.Random()  # noqa: S311 - jitter, not a secret
+        self._retries = Retries(retry_seconds, clock, chance)
+        self._reporter = Reporter(store, report, clock)
         self._offers = Offers(
             store,
             load_publisher_public(publisher_file),
@@ -115,6 +107,14 @@ class ReleaseFollower:
             waits_for_order=waits_for_order,
             keeps_previous=keeps_previous,
             wall_clock=wall_clock,
+        )
+        self._hearing = Hearing(
+            link,
+            settings.channel,
+            self._offers,
+            clock=clock,
+            on_subscribed=self._retries.forget_wait,
+            on_unbelieved=self._unbelieved,
         )
         self._mqtt = MqttTransport(link)
         fetcher = ChunkFetcher(
@@ -131,31 +131,18 @@ class ReleaseFollower:
             on_fetched=on_fetched,
             clock=clock,
         )
-        self._installer = Installer(
+        installer = Installer(
+            store, settings, known_folders, self._mqtt, fetcher, free_bytes=free_bytes, clock=clock
+        )
+        self._taker = ReleaseTaker(
             store,
-            settings,
-            known_folders,
-            self._mqtt,
-            fetcher,
-            free_bytes=free_bytes,
-            clock=clock,
-        )
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._hearing = Hearing(
-            link,
-            settings.channel,
             self._offers,
-            clock=clock,
-            on_subscribed=self._subscribed,
-            on_unbelieved=self._unbelieved,
+            installer,
+            self._reporter,
+            adopt,
+            keeps_previous=keeps_previous,
+            is_interrupted=self._is_interrupted,
         )
-        self._target: Target | None = None
-        self._failures = 0
-        self._retry_at = 0.0
-        self._is_working = False
-        self._reporter = Reporter(store, report, clock)
-        self._thread = threading.Thread(target=self._run, name="elma-releases", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------
 
@@ -238,20 +225,17 @@ class ReleaseFollower:
                 self._wake.set()  # something newer came; look again
             except Exception:
                 _log.exception("release_follower_failed")
-                self._back_off(self._retry_seconds[1])
+                self._retries.wait_longest()
         self._mqtt.close()
 
     def _pause_seconds(self) -> float:
         """Until there may be something to do, when nothing wakes us."""
         times = [IDLE_SECONDS]
         if self._offers.target() is not None:
-            times.append(self._retry_at - self._clock())
+            times.append(self._retries.due_in())
         if (due := self._hearing.is_due_in()) is not None:
             times.append(due)
         return max(0.0, min(times))
-
-    def _subscribed(self) -> None:
-        self._retry_at = 0.0  # what failed for want of a connection need not wait longer
 
     def _unbelieved(self, error: ReleaseError) -> None:
         if not self._is_working:
@@ -275,101 +259,28 @@ class ReleaseFollower:
                 self._reporter.idle()
             return
         if target != self._target:
-            self._target, self._failures, self._retry_at = target, 0, 0.0
-        if self._clock() < self._retry_at:
+            self._target = target
+            self._retries.begin()
+        if not self._retries.is_due:
             return
         self._is_working = True
-        offer: Offer | None = None
         try:
-            offer = self._offer_of(target)
-            self._do(target, offer)
-            self._failures = 0
+            self._taker.take(target)
+            self._retries.succeeded()
         except FetchInterrupted:
             raise
         except ReleaseRejected as error:
-            self._refuse(target, offer, error)
+            if target.kind == "refresh":
+                self._retries.wait_longest()
+            self._reporter.failed(error, target)
         except (ReleaseError, OSError, ProtocolError) as error:
             self._try_later(target, error)
         finally:
             self._is_working = False
 
-    def _do(self, target: Target, offer: Offer) -> None:
-        manifest = offer.manifest
-        if target.kind != "refresh":
-            self._reporter.downloading(manifest)
-        folder = self._installer.install(
-            manifest, lambda done, total: self._reporter.fetched(manifest, done, total)
-        )
-        if target.kind != "refresh":
-            if self._is_interrupted():
-                raise FetchInterrupted("something newer came, or the release was withdrawn")
-            self._reporter.verified(manifest)
-            self._store.begin_trial(manifest.release, manifest.version, offer.sha256)
-            try:
-                self._adopt(Candidate(manifest, folder))
-            except NotProved:
-                raise  # stands in the store as a death does: what hangs is given up in the end
-            except BaseException:
-                self._store.end_trial()
-                raise
-        self._store.commit(manifest.release, manifest.version, offer.sha256, manifest.expires)
-        trust = self._store.trust.with_used(offer.signed, manifest, offer.signer)
-        self._store.save_trust(trust)
-        _log.info("release_active", release=manifest.release, version=manifest.version)
-        self._store.downloads.keep_only(())
-        if not self._keeps_previous:
-            self._store.collect()
-        self._reporter.idle()
-
-    def _offer_of(self, target: Target) -> Offer:
-        """What is to be done is about this. The release before is named by the hash of its manifest
-        in one that is fresh, and has yet to be looked at."""
-        manifest, before = target.offer.manifest, target.offer.manifest.previous
-        if target.kind != "previous" or before is None:
-            return target.offer
-        content = self._installer.fetch_blob(before.manifest, manifest.urls)
-        offer = self._offers.check_previous(content, manifest)
-        refusal = self._store.refusal(offer.sha256)
-        if refusal is not None:
-            raise ReleaseRejected(refusal)
-        return offer
-
-    # -- failures --------------------------------------------------------------------------
-
-    def _refuse(self, target: Target, offer: Offer | None, error: ReleaseRejected) -> None:
-        """Never again this manifest; what answers, goes on. `offer`: None for a manifest before
-        this one that is not believed."""
-        manifest = target.offer.manifest
-        if target.kind == "previous":
-            self._offers.give_up_previous(manifest)
-        if offer is not None and target.kind != "refresh":
-            refused = offer.manifest
-            self._store.refuse(refused.release, refused.version, offer.sha256, str(error))
-        if target.kind == "take":
-            self._store.downloads.keep_only(())
-            if self._store.installed(manifest.release) and not self._keeps_previous:
-                self._store.collect()
-        elif target.kind == "refresh":
-            self._back_off(self._retry_seconds[1])
-        _log.error(
-            "release_refused", release=manifest.release, reason=error.reason_code, why=str(error)
-        )
-        self._reporter.failed(error, target)
-
     def _try_later(self, target: Target, error: Exception) -> None:
-        """It may work later: longer and longer waits, each drawn at random around its mean."""
         if target.kind == "previous" and self._keeps_previous and isinstance(error, FetchFailed):
             self._offers.give_up_previous(target.offer.manifest)
-        first, longest = self._retry_seconds
-        if isinstance(error, NotEnoughSpace):
-            longest = min(longest, FULL_DISK_RETRY_SECONDS)
-        if isinstance(error, ProofStarved):
-            first = min(longest, max(first, STARVED_RETRY_SECONDS))
-        seconds = min(longest, first * 2 ** min(self._failures, 20))
-        self._failures += 1
-        self._back_off(seconds * self._generator.uniform(0.5, 1.5))
+        self._retries.failed(error)
         _log.warning("release_failed", release=target.offer.manifest.release, why=str(error))
         self._reporter.failed(error, target)
-
-    def _back_off(self, seconds: float) -> None:
-        self._retry_at = self._clock() + seconds

@@ -15,7 +15,8 @@ from pathlib import Path
 from broker.log import SafeLog
 from protocol.manifest import BlobRef, Manifest
 from reader.weights import DIGESTED_FILES
-from releases.assembly import assemble, check_architecture, update_beside
+from releases.architecture import check_architecture
+from releases.assembly import assemble, update_beside
 from releases.errors import ContentError, DigestMismatch, FetchFailed, TransportFailed
 from releases.fetching import ChunkFetcher
 from releases.https_transport import HttpsTransport
@@ -91,7 +92,7 @@ class Installer:
         return chunks.read(blob)
 
     def _install(self, manifest: Manifest, ways: _Ways, on_progress: OnProgress) -> Path:
-        folder = self._store.sound(manifest.release)
+        folder = self._store.installed.sound(manifest.release)
         files = [
             file
             for file in manifest.files
@@ -100,7 +101,7 @@ class Installer:
         if folder is not None and not files:
             return folder
         chunks = self._store.downloads
-        installed = [self._store.path_of(one) for one in self._store.releases()]
+        installed = [self._store.installed.path_of(one) for one in self._store.installed.digests()]
         local = LocalContent([*installed, *self._known_folders])
         indexes = missing_indexes(files, local, chunks)
         self._fetch(indexes, ways, lambda _: None)

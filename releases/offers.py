@@ -257,7 +257,7 @@ class Offers:
         return (
             before is not None
             and self._may_take_previous(manifest)
-            and self._store.installed(before.release) is None
+            and self._store.installed.find(before.release) is None
         )
 
     def _may_take_previous(self, manifest: Manifest) -> bool:

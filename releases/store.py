@@ -3,8 +3,8 @@
     {folder}/lock                    one process at a time
     {folder}/trust.json              `trust.TrustState`
     {folder}/state.json              `StoreState`: what is in use, what was, what is refused
-    {folder}/installed/{digest}/     complete model folders, renamed into place
-    {folder}/downloads/{sha256}/{n}  chunks that have come
+    {folder}/installed/{digest}/     `InstalledFolder`: complete model folders
+    {folder}/downloads/{sha256}/{n}  `ChunkFolder`: chunks that have come
 
 In: decisions of `follower` and of the agent around it. Out: which release to run. Each change of
 the two JSON files is written beside, synced and renamed. Thread-safe.
@@ -16,26 +16,16 @@ import fcntl
 import os
 import threading
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from broker.log import SafeLog
-from protocol.checks import is_digest
-from reader.codecs import LOSSES_FILE
-from reader.weights import folder_digest
 from releases.chunk_folder import ChunkFolder
 from releases.errors import CrashLoop, ReleaseError, StoreError
-from releases.files import (
-    PARTIAL_SUFFIX,
-    read_json,
-    remove_tree,
-    sync_folder,
-    translated,
-    write_json,
-)
+from releases.files import PARTIAL_SUFFIX, read_json, remove_tree, translated, write_json
+from releases.installed_folder import InstalledFolder
 from releases.store_state import Attempt, Refusal, StoreState, read_state
 from releases.trust import TrustState
 
@@ -43,7 +33,8 @@ _log = SafeLog("elma.releases")
 
 
 class ReleaseStore:
-    """The releases in one folder. Raises StoreError when it cannot be had, or is in use.
+    """What a process knows of its releases: `installed` and `downloads` are the folders, the rest
+    decides what is in use. Raises StoreError when the folder cannot be had, or is in use.
 
     `max_starts`: how often a process may start with a release on probation, or die while it takes
     one, before the release is given up.
@@ -52,11 +43,11 @@ class ReleaseStore:
     def __init__(self, folder: Path, *, max_starts: int = 3) -> None:
         self.folder = folder
         self.downloads = ChunkFolder(folder / "downloads")
-        self._installed = folder / "installed"
+        self.installed = InstalledFolder(folder / "installed")
         self._max_starts = max_starts
         self._changes = threading.RLock()
         with translated(f"release store {folder}"):
-            for one in (self._installed, self.downloads.folder):
+            for one in (self.installed.folder, self.downloads.folder):
                 one.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -111,21 +102,6 @@ class ReleaseStore:
         """The release in use; None before the first."""
         return self._state.active
 
-    def path_of(self, release: str) -> Path:
-        """Where a release's folder lies, or would lie."""
-        if not is_digest(release):
-            raise StoreError(f"{release[:80]!r} is no digest of a release")
-        return self._installed / release
-
-    def installed(self, release: str) -> Path | None:
-        """The complete folder of a release, or None."""
-        path = self.path_of(release)
-        return path if path.is_dir() else None
-
-    def releases(self) -> tuple[str, ...]:
-        """The digests of all installed releases."""
-        return tuple(sorted(path.name for path in self._installed.iterdir() if _is_release(path)))
-
     def refusal(self, manifest: str) -> str | None:
         """Why exactly this manifest is not tried again; None if nothing speaks against it.
 
@@ -153,7 +129,7 @@ class ReleaseStore:
                 if probation.starts >= self._max_starts:
                     reason = f"started {probation.starts} times and never worked long enough"
                     state = self._gone_back(state.refusing_active(reason))
-            if state.active is not None and self.installed(state.active) is None:
+            if state.active is not None and self.installed.find(state.active) is None:
                 state = self._gone_back(state)
             if state != self._state:
                 self._decide(state)
@@ -186,7 +162,9 @@ class ReleaseStore:
 
     def _gone_back(self, state: StoreState) -> StoreState:
         good = state.last_good
-        return state.gone_back(has_last_good=good is not None and self.installed(good) is not None)
+        return state.gone_back(
+            has_last_good=good is not None and self.installed.find(good) is not None
+        )
 
     # -- decisions of the follower ---------------------------------------------------------
 
@@ -241,78 +219,28 @@ class ReleaseStore:
 
     # -- folders ---------------------------------------------------------------------------
 
-    def sound(self, release: str) -> Path | None:
-        """The complete folder of a release; one whose files are no longer what was signed is
-        removed, as if it had never been here."""
-        path = self.installed(release)
-        if path is None:
-            return None
-        with suppress(OSError):  # what cannot be read is damaged as well
-            if folder_digest(path) == release:
-                return path
-        _log.error("release_damaged", release=release)
-        self._drop(release)
-        return None
-
-    def remove_damaged(self) -> None:
-        """Remove every release that is not `sound`."""
-        for release in self.releases():
-            self.sound(release)
-
-    def remove_beside(self, release: str) -> bool:
-        """Remove what a reader loads and the digest does not cover, so that no damage to it speaks
-        against the release; the channel's next manifest brings it back. Whether any was there."""
-        path = self.path_of(release) / LOSSES_FILE
-        with translated(f"{path} cannot be removed"):
-            if not path.exists():
-                return False
-            path.unlink()
-            _log.error("release_file_removed", release=release, file=path.name)
-            return True
-
-    def install(self, assembled: Path, release: str) -> Path:
-        """Move a complete, synced folder into place, in one step."""
-        target = self.path_of(release)
-        with translated(f"{target} cannot be installed"):
-            assembled.rename(target)
-            sync_folder(self._installed)
-        return target
-
-    def partial_folder(self, release: str) -> Path:
-        """Where a release is put together; cleared at each start."""
-        return self.path_of(release).with_name(release + PARTIAL_SUFFIX)
-
     def remove(self, release: str) -> None:
         """Remove an installed release that nobody uses; never the one in use or the last good."""
         with self._changes:
             if release in (self._state.active, self._state.last_good):
                 raise StoreError(f"release {release[:16]} is in use and cannot be removed")
-            self._drop(release)
+            self.installed.remove(release)
 
     def collect(self, keep: Collection[str] = ()) -> None:
         """Remove every installed release but the one in use, the last good one, and `keep`."""
         kept = {self._state.active, self._state.last_good, *keep}
-        for release in self.releases():
+        for release in self.installed.digests():
             if release not in kept:
                 self.remove(release)
-
-    def _drop(self, release: str) -> None:
-        """Out of sight in one step, and then off the disk."""
-        path, going = self.path_of(release), self.partial_folder(release)
-        if path.is_dir():
-            with translated(f"{path} cannot be removed"):
-                remove_tree(going)
-                path.rename(going)
-            remove_tree(going)
 
     # -- the disk --------------------------------------------------------------------------
 
     def _clear_partial(self) -> None:
         """Remove what an interrupted write or assembly left."""
         self.downloads.clear_partial()
-        for folder in (self.folder, self._installed):
-            for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-                remove_tree(path)
+        self.installed.clear_partial()
+        for path in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
+            remove_tree(path)
 
     def _change(self, **values: object) -> None:
         self._save(self._state.changed(**values))
@@ -337,7 +265,3 @@ class ReleaseStore:
 
 def _order_name(release: str, rollout_public: bytes) -> str:
     return f"{release}/{rollout_public.hex()}"
-
-
-def _is_release(path: Path) -> bool:
-    return is_digest(path.name) and path.is_dir()

@@ -20,6 +20,9 @@ PACKAGES = {
     "elma",
 }
 
+# What stands on the packages: it may import all of them, and none of them may import it.
+ABOVE = {"deploy", "benchmarks", "examples", "tests"}
+
 # What a package may import of ours besides itself, and why not more. A rule for a sub-package
 # stands before the rule for the package around it.
 RULES: dict[str, tuple[set[str], str]] = {
@@ -98,6 +101,36 @@ def test_a_forbidden_import_is_noticed() -> None:
     assert is_forbidden(
         "cloud_worker.service", "cloud_worker", allowed, "cloud_worker.training.loop"
     )
+    allowed, _ = RULES["elma"]
+    assert is_forbidden("deploy.watch.catalogue", "elma", allowed, "elma.commands.monitor")
+
+
+def test_no_two_modules_need_each_other_to_be_imported() -> None:
+    modules = {
+        module_name(file).removesuffix(".__init__"): file.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+    }
+    needed = {name: at_import(source) & set(modules) - {name} for name, source in modules.items()}
+    # Take away what needs nothing any more, until only circles, and what needs them, are left.
+    while free := {name for name, others in needed.items() if not others}:
+        needed = {name: others - free for name, others in needed.items() if name not in free}
+    assert not needed, f"these import each other: {sorted(needed)}"
+
+
+def test_what_a_module_needs_at_its_import_is_found() -> None:
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "from broker import session\n"
+        "import reader.model\n"
+        "if TYPE_CHECKING:\n"
+        "    from broker import agent\n"
+        "def f():\n"
+        "    from broker import run\n"
+    )
+    needed = at_import(source)
+    assert {"broker", "broker.session", "reader.model"} <= needed
+    assert not needed & {"broker.agent", "broker.run"}
 
 
 def rule_of(file: Path) -> tuple[set[str], str]:
@@ -109,6 +142,8 @@ def rule_of(file: Path) -> tuple[set[str], str]:
 def is_forbidden(imported: str, package: str, allowed: set[str], importer: str) -> bool:
     """Whether `importer`, which lies in `package`, must not import the module `imported`."""
     top = imported.split(".")[0]
+    if top in ABOVE:
+        return True
     if top not in PACKAGES:
         return False
     if top == package:
@@ -137,6 +172,18 @@ def imports_of(source: str, importer: str) -> Iterator[tuple[int, str]]:
             first = node.args[0] if node.args else None
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 yield node.lineno, first.value
+
+
+def at_import(source: str) -> set[str]:
+    """What a module imports when it is imported itself, and the packages of those names; what only
+    type checkers or functions import is no part of it."""
+    found: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def _is_import_module(function: ast.expr) -> bool:

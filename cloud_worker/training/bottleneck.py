@@ -7,35 +7,35 @@ mean and packs the bits; `elma compress bottleneck` is the command.
 Two stages, for each layer after which a device may hand over:
 
 1. The start is transform coding from statistics alone (`transform_coding`).
-2. Distillation (Hinton et al. 2015) through the frozen layers that the worker runs: the last exit's
-   start and end distributions shall stay what they are without the codec. Rounding is in the loop,
-   with straight-through gradients and learned steps (LSQ, Esser et al. 2020).
+2. Distillation through the frozen layers that the worker runs (`bottleneck_distilling`), kept where
+   it lowers the divergence on held-out windows.
 
-The reader itself is not changed. Shapes: B windows, T tokens, R rows (tokens of all windows of a
-batch), H hidden, K components, C classes.
+The reader itself is not changed.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
-from torch import Tensor, nn
-from torch.nn import functional
 
-from cloud_worker.training.batches import collate
+from cloud_worker.training.bottleneck_distilling import (
+    BATCH_WINDOWS,
+    Progress,
+    Recorded,
+    distil,
+    divergence_of,
+    record,
+    through,
+)
 from cloud_worker.training.data import load_questions
 from cloud_worker.training.features import TrainingWindow, make_training_windows
 from cloud_worker.training.settings import TrainingError
 from cloud_worker.training.transform_coding import fit_transform
-from reader.arrays import FloatArray
 from reader.bottleneck import (
     BOTTLENECK_FILE,
     Bottleneck,
@@ -46,10 +46,6 @@ from reader.bottleneck import (
 from reader.network import AlbertReader
 from reader.network_files import load_network
 from reader.windows import WindowSplitter
-
-BATCH_WINDOWS = 16
-
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,15 +84,6 @@ class LayerReport:
     divergence_after: float
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """A window, its state after the layer, and what full depth says of it."""
-
-    window: TrainingWindow
-    state: FloatArray  # [T, H]
-    logits: Tensor  # [T, 2] of the last exit
-
-
 def train_bottleneck(
     folder: Path, settings: BottleneckSettings, *, progress: Progress | None = None
 ) -> list[LayerReport]:
@@ -115,164 +102,48 @@ def train_bottleneck(
     windows = _choose_windows(folder, settings)
     reports = []
     for layer in settings.layers:
-        recorded = _record(network, windows, layer)
-        held_out, seen = recorded[: len(recorded) // 10], recorded[len(recorded) // 10 :]
-        fitted = fit_transform([item.state for item in seen], settings.bits, settings.one_in)
-        started = Bottleneck(_as_stored(fitted))
-        before = _divergence(network, layer, started, held_out)
-        kept, after = started, before
-        if settings.steps:
-            learned = _distil(network, layer, started, seen, settings, progress)
-            divergence = _divergence(network, layer, learned, held_out)
-            if divergence < before:
-                kept, after = learned, divergence
-        _keep(folder, layer, kept, network.config.hidden_size)
-        reports.append(
-            LayerReport(
-                layer=layer,
-                bytes_a_token=_bytes_a_token(kept, held_out),
-                relative_error=_relative_error(kept, held_out),
-                divergence_before=before,
-                divergence_after=after,
-            )
-        )
+        codec, report = _learn_layer(network, layer, windows, settings, progress)
+        _keep(folder, layer, codec, network.config.hidden_size)
+        reports.append(report)
     return reports
 
 
-class _Learned(nn.Module):
-    """A bottleneck whose matrices and quantisers can be learned; bits and classes' shares stay."""
-
-    def __init__(self, start: BottleneckTensors) -> None:
-        super().__init__()
-        self._start = start
-        self.mean = nn.Parameter(torch.tensor(start.mean))
-        self.down = nn.Parameter(torch.tensor(start.down))
-        self.up = nn.Parameter(torch.tensor(start.up))
-        self.log_steps = nn.Parameter(torch.tensor(start.steps).log())
-        self.offsets = nn.Parameter(torch.tensor(start.offsets))
-        half = np.where(start.bits > 0, 2.0**start.bits / 2, 0.5)  # [C, K]
-        self.register_buffer("half_levels", torch.tensor(half, dtype=torch.float32))
-
-    def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """States `[T_i, H]` as a worker gets them."""
-        lengths = [len(state) for state in states]
-        components = (torch.cat(list(states)) - self.mean) @ self.down  # [R, K]
-        plain = self.tensors()
-        codec = Bottleneck(plain)
-        parts = torch.split(components.detach(), lengths)
-        classes = torch.from_numpy(np.concatenate([codec.assign(part.numpy()) for part in parts]))
-        half = cast(Tensor, self.half_levels)[classes]  # [R, K]
-        steps, offsets = self.log_steps.exp()[classes], self.offsets[classes]
-        scaled = ((components - offsets) / steps).maximum(-half).minimum(half)
-        # The middle of the step that it falls into: a whole number and a half for an even count.
-        rounded = (torch.floor(scaled.detach() + half).minimum(2 * half - 1) + 0.5) - half
-        straight = scaled + (rounded - scaled).detach()
-        back = (straight * steps + offsets) @ self.up + self.mean
-        return list(torch.split(back, lengths))
-
-    def tensors(self) -> BottleneckTensors:
-        """What was learned so far."""
-        return replace(
-            self._start,
-            mean=_array(self.mean),
-            down=_array(self.down),
-            up=_array(self.up),
-            steps=_array(self.log_steps.exp()),
-            offsets=_array(self.offsets),
-        )
-
-
-def _distil(
+def _learn_layer(
     network: AlbertReader,
     layer: int,
-    start: Bottleneck,
-    seen: Sequence[_Recorded],
+    windows: Sequence[TrainingWindow],
     settings: BottleneckSettings,
     progress: Progress | None,
-) -> Bottleneck:
-    """Learn on with the worker's layers behind the codec."""
-    learned = _Learned(start.tensors)
-    rate = settings.learning_rate
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [learned.down, learned.up, learned.mean], "lr": rate},
-            {"params": [learned.log_steps, learned.offsets], "lr": 10 * rate},
-        ]
+) -> tuple[Bottleneck, LayerReport]:
+    """Both stages after one layer; what was learned is kept only where it is better."""
+    recorded = record(network, windows, layer)
+    held_out, seen = recorded[: len(recorded) // 10], recorded[len(recorded) // 10 :]
+    fitted = fit_transform([item.state for item in seen], settings.bits, settings.one_in)
+    kept = Bottleneck(_as_stored(fitted))
+    before = after = divergence_of(network, layer, kept, held_out)
+    if settings.steps:
+        tensors = distil(
+            network,
+            layer,
+            kept,
+            seen,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            progress=progress,
+        )
+        learned = Bottleneck(_as_stored(tensors))
+        divergence = divergence_of(network, layer, learned, held_out)
+        if divergence < before:
+            kept, after = learned, divergence
+    report = LayerReport(
+        layer=layer,
+        bytes_a_token=_bytes_a_token(kept, held_out),
+        relative_error=_relative_error(kept, held_out),
+        divergence_before=before,
+        divergence_after=after,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    )
-    chance = random.Random(f"{settings.seed}:{layer}")  # noqa: S311  # no secret hangs on it
-    ordered = sorted(seen, key=lambda item: len(item.window))
-    for step in range(settings.steps):
-        first = chance.randrange(max(1, len(ordered) - BATCH_WINDOWS + 1))  # of like length
-        batch = ordered[first : first + BATCH_WINDOWS]
-        states = [torch.from_numpy(item.state) for item in batch]
-        received = learned(states)
-        divergence = _batch_divergence(network, layer, batch, received)
-        error = functional.mse_loss(torch.cat(received), torch.cat(states))
-        optimizer.zero_grad()
-        torch.autograd.backward(divergence + 0.1 * error)
-        nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(step + 1, settings.steps, divergence.item())
-    return Bottleneck(_as_stored(learned.tensors()))
-
-
-def _batch_divergence(
-    network: AlbertReader, layer: int, batch: Sequence[_Recorded], received: Sequence[Tensor]
-) -> Tensor:
-    """Mean divergence of start and end distributions from those of full depth."""
-    inputs = collate([item.window for item in batch], pad_token_id=network.config.pad_token_id)
-    hidden = nn.utils.rnn.pad_sequence(list(received), batch_first=True)  # [B, T, H]
-    heads = torch.tensor([item.window.question_tokens for item in batch])
-    last = network.config.layers
-    after = network.run(hidden, inputs.valid, layer, last, heads)
-    found = network.exit_logits(last, after)  # [B, T, 2]
-    wanted = nn.utils.rnn.pad_sequence([item.logits for item in batch], batch_first=True)
-    hidden_positions = ~inputs.answerable_positions.unsqueeze(-1)
-    found = functional.log_softmax(found.masked_fill(hidden_positions, -1e4), dim=1)
-    wanted = functional.log_softmax(wanted.masked_fill(hidden_positions, -1e4), dim=1)
-    return (wanted.exp() * (wanted - found)).sum((1, 2)).mean()
-
-
-@torch.no_grad()
-def _divergence(
-    network: AlbertReader, layer: int, codec: Bottleneck, items: Sequence[_Recorded]
-) -> float:
-    """The same over many windows, through the codec's very bytes."""
-    total = 0.0
-    ordered = sorted(items, key=lambda item: len(item.window))
-    for first in range(0, len(ordered), BATCH_WINDOWS):
-        batch = ordered[first : first + BATCH_WINDOWS]
-        received = [torch.from_numpy(_through(codec, item.state)) for item in batch]
-        total += float(_batch_divergence(network, layer, batch, received)) * len(batch)
-    return total / len(items)
-
-
-@torch.no_grad()
-def _record(
-    network: AlbertReader, windows: Sequence[TrainingWindow], layer: int
-) -> list[_Recorded]:
-    """Each window's state after `layer` and its last logits, in the given order."""
-    recorded: dict[int, _Recorded] = {}
-    order = sorted(range(len(windows)), key=lambda number: len(windows[number]))
-    last = network.config.layers
-    for first in range(0, len(order), BATCH_WINDOWS):
-        numbers = order[first : first + BATCH_WINDOWS]
-        batch = [windows[number] for number in numbers]
-        inputs = collate(batch, pad_token_id=network.config.pad_token_id)
-        heads = torch.tensor([window.question_tokens for window in batch])
-        hidden = network.embed(inputs.token_ids, inputs.token_types)
-        hidden = network.run(hidden, inputs.valid, 0, layer, heads)
-        logits = network.exit_logits(last, network.run(hidden, inputs.valid, layer, last, heads))
-        for row, number in enumerate(numbers):
-            tokens = len(windows[number])
-            state = hidden[row, :tokens].numpy().copy()
-            recorded[number] = _Recorded(windows[number], state, logits[row, :tokens].clone())
-    return [recorded[number] for number in range(len(windows))]
+    return kept, report
 
 
 def _choose_windows(folder: Path, settings: BottleneckSettings) -> list[TrainingWindow]:
@@ -308,22 +179,13 @@ def _as_stored(tensors: BottleneckTensors) -> BottleneckTensors:
     )
 
 
-def _bytes_a_token(codec: Bottleneck, items: Sequence[_Recorded]) -> float:
+def _bytes_a_token(codec: Bottleneck, items: Sequence[Recorded]) -> float:
     tokens = [len(item.state) for item in items]
     return sum(codec.size(count) for count in tokens) / sum(tokens)
 
 
-def _relative_error(codec: Bottleneck, items: Sequence[_Recorded]) -> float:
+def _relative_error(codec: Bottleneck, items: Sequence[Recorded]) -> float:
     """Squared error over the states' variance."""
     states = np.concatenate([item.state for item in items])
-    back = np.concatenate([_through(codec, item.state) for item in items])
+    back = np.concatenate([through(codec, item.state) for item in items])
     return float(((back - states) ** 2).sum() / ((states - states.mean(0)) ** 2).sum())
-
-
-def _through(codec: Bottleneck, state: FloatArray) -> FloatArray:
-    return codec.decode(codec.encode(state), len(state))
-
-
-def _array(parameter: Tensor) -> FloatArray:
-    array: FloatArray = parameter.detach().numpy().copy()
-    return array

@@ -82,7 +82,8 @@ def weighted_bound_holds(
 
 
 def weighted_upper_bound(losses: FloatArray, weights: FloatArray, *, confidence: float) -> float:
-    """The smallest limit that `weighted_bound_holds` for, by bisection; 1 where none does."""
+    """The smallest limit, 0..1, that `weighted_bound_holds` for with `losses` and `weights` `[N]`,
+    by bisection; 1 where none does."""
     possible, shown = 0.0, 1.0
     for _ in range(20):  # to 1e-6
         middle = (possible + shown) / 2

@@ -36,15 +36,15 @@ class Candidates(ABC):
 
     @abstractmethod
     def expand(self, mask: Tensor) -> Tensor:
-        """A tensor of the scores' shape as one that the matrix can be multiplied with."""
+        """A tensor of the scores' shape as one to multiply the matrix `[out, in]` with."""
 
     @abstractmethod
     def reduce(self, values: Tensor) -> Tensor:
-        """A tensor of the matrix's shape, summed to the scores' shape."""
+        """A tensor of the matrix's shape `[out, in]`, summed to the scores' shape."""
 
     @abstractmethod
     def magnitude(self) -> Tensor:
-        """How large each candidate is now, in the scores' shape."""
+        """How large each candidate is now, 0 or more, in the scores' shape."""
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class Candidates(ABC):
 
 
 class SingleWeights(Candidates):
-    """Every entry of a matrix."""
+    """Every entry of a matrix: the scores have its shape `[out, in]`."""
 
     kind = "weights"
 
@@ -75,7 +75,7 @@ class SingleWeights(Candidates):
 
 
 class Heads(Candidates):
-    """The heads of a group; masked in the attention's output matrix `[H, N * D]`."""
+    """The heads of a group, scores `[N]`; masked in the attention's output matrix `[H, N * D]`."""
 
     kind = "heads"
 
@@ -90,7 +90,7 @@ class Heads(Candidates):
         return values.sum(0).view(self._layer.heads, self._layer.head_size).sum(1)  # [N]
 
     def magnitude(self) -> Tensor:
-        """The L2 norm of all weights that a head owns."""
+        """The L2 norm of all weights that a head owns, `[N]`."""
         heads, size = self._layer.heads, self._layer.head_size
         made = self._layer.query_key_value.weight.square().sum(1).view(3, heads, size).sum((0, 2))
         return (made + self.reduce(self.weight.square())).sqrt()
@@ -101,7 +101,7 @@ class Heads(Candidates):
 
 
 class Units(Candidates):
-    """The feed-forward units of a group; masked in the second matrix `[H, I]`."""
+    """The feed-forward units of a group, scores `[I]`; masked in the second matrix `[H, I]`."""
 
     kind = "units"
 
@@ -116,7 +116,7 @@ class Units(Candidates):
         return values.sum(0)  # [I]
 
     def magnitude(self) -> Tensor:
-        """The product of the norms of what goes into a unit and what comes out of it."""
+        """The product of the norms of what goes into a unit and what comes out of it, `[I]`."""
         going_in = self._layer.up.weight.square().sum(1).sqrt()
         return going_in * self.reduce(self.weight.square()).sqrt()
 

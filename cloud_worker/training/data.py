@@ -38,7 +38,10 @@ def load_training_windows(settings: TrainSettings, base: Path) -> list[TrainingW
 
 
 def split_weight(name: str) -> tuple[str, float]:
-    """`FILE@2.5` is a file whose questions count two and a half times; without `@`, once."""
+    """`FILE@2.5` is a file whose questions count two and a half times; without `@`, once.
+
+    Raises `TrainingError` for a negative weight.
+    """
     file, at, weight = name.rpartition("@")
     if not at:
         return name, 1.0

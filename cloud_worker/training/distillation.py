@@ -41,8 +41,8 @@ def ask_teacher(teacher: AlbertReader, batch: Batch) -> Teaching:
 
 
 def masked_logits(logits: Tensor, batch: Batch) -> Tensor:
-    """Float32 logits with a large negative (not infinite: KL must stay finite) where no answer
-    can be."""
+    """Float32 logits `[B, T, 2]` with a large negative (not infinite: KL must stay finite) where no
+    answer can be."""
     return logits.float().masked_fill(~batch.answerable_positions.unsqueeze(-1), -1e4)
 
 
@@ -59,7 +59,11 @@ def state_distance(
     learner: Sequence[Tensor], teacher: Teaching, layers: Sequence[int], valid: Tensor
 ) -> Tensor:
     """Mean squared error of states over `layers` (the learner's, 1-based), in units of the
-    teacher's variance; a teacher of another depth is asked at the same share of it."""
+    teacher's variance; a teacher of another depth is asked at the same share of it.
+
+    `learner`: a state `[B, T, H]` a layer; `valid` `[B, T]` leaves the padding out. After the
+    hidden-state loss of TinyBERT (Jiao et al. 2020), without a projection: both are H wide.
+    """
     distances: list[Tensor] = []
     for layer in layers:
         depth = max(1, round(layer * len(teacher.states) / len(learner)))

@@ -48,7 +48,7 @@ class Outcomes:
     no_answer_margin: FloatArray  # [N] null score over best span, both calibrated; above 0: none
 
     def metrics(self, has_answer: BoolArray) -> Metrics:
-        """The official metrics in percent."""
+        """The official metrics in percent; `has_answer` [N] is the truth."""
         return aggregate_metrics(self.exact, self.f1, has_answer)
 
 
@@ -142,7 +142,8 @@ def answer_confidences(
 
 
 def logits(probabilities: FloatArray) -> FloatArray:
-    """Log odds, of probabilities kept a little off 0 and 1 (as `ExitSettings.confidence` does)."""
+    """Log odds, of probabilities (any shape) kept a little off 0 and 1, as in
+    `ExitSettings.confidence`."""
     bounded = np.clip(probabilities, 1e-9, 1 - 1e-9)
     odds: FloatArray = np.log(bounded / (1 - bounded))
     return odds

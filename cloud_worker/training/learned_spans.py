@@ -56,7 +56,8 @@ class LearnedSpans(nn.Module):
         return HeadLimits(bias=bias, scale=((ramp + span) / ramp).clamp(0, 1))
 
     def penalty(self) -> Tensor:
-        """The weighted mean span in units of the longest window; least at spans of -ramp."""
+        """The weighted mean span in units of the longest window, a scalar; least at spans of -ramp
+        (Sukhbaatar et al. 2019, section 3)."""
         shares = torch.cat(list(self.shares))
         if not len(shares):
             return torch.zeros((), device=shares.device)

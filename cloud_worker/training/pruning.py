@@ -56,7 +56,8 @@ class Pruner:
     def unmask(self, step: int) -> None:
         """After the backward pass: put the weights back, mask their gradients, step the scores.
 
-        The network's own optimiser steps after this.
+        The network's own optimiser steps after this. Raises RuntimeError where `mask` was not
+        called before, or a masked weight is frozen.
         """
         for each in self._candidates:
             gradient = each.weight.grad

@@ -98,7 +98,8 @@ def aggregate_metrics(exact: FloatArray, f1: FloatArray, has_answer: BoolArray) 
     """The official metrics from per-question scores.
 
     `exact` [N] and `f1` [N] are in 0..1; the means returned are in percent. As in the official
-    script, the HasAns (or NoAns) numbers are absent where no question is of that kind.
+    script, the HasAns (or NoAns) numbers are absent where no question is of that kind. Raises
+    ValueError for no question at all.
     """
     if len(exact) == 0:
         raise ValueError("no question to measure; give at least one")

@@ -1,6 +1,6 @@
-"""Builds the Debian packages: elma-edge and elma-worker, each with the libraries that it needs.
+"""Builds the Debian packages elma-edge, elma-worker and elma-tools, each with its libraries.
 
-    .venv/bin/python deploy/debian/build_packages.py edge worker --out dist     (`make deb`)
+    .venv/bin/python deploy/debian/build_packages.py edge worker tools --out dist     (`make deb`)
 
 Inputs: this checkout, the package index, dpkg-deb. Outputs: `dist/ROLE_VERSION_ARCH.deb`.
 
@@ -28,7 +28,8 @@ MAINTAINER = "ELMA <elma@localhost>"
 
 @dataclass(frozen=True)
 class Role:
-    """What one package is about. `units` may hold a pattern, for instances."""
+    """What one package is about. `units` may hold a pattern, for instances; `on_path`: whether its
+    `elma` is the one that people call."""
 
     package: str
     extra: str
@@ -36,6 +37,7 @@ class Role:
     units: str
     paths: str
     about: str
+    on_path: bool = False
 
 
 ROLES = {
@@ -44,24 +46,35 @@ ROLES = {
         extra="edge",
         unit_files=("elma-edge.service",),
         units="elma-edge.service",
-        paths="etc/elma/edge var/lib/elma-edge var/lib/private/elma-edge",
+        paths="etc/elma/edge etc/systemd/system/elma-edge.service.d var/lib/elma-edge "
+        "var/lib/private/elma-edge",
         about="question answering on a small device: the agent",
     ),
     "worker": Role(
         package="elma-worker",
-        extra="worker",
+        extra="worker,onnx",  # torch for the pool; the publisher tries models as devices run them
         unit_files=("elma-worker@.service", "elma-rollout.service"),
         units="elma-worker@*.service elma-rollout.service",
-        paths="etc/elma/workers etc/elma/rollout var/lib/elma-worker var/lib/private/elma-worker "
+        paths="etc/elma/workers etc/elma/rollout etc/elma/publishing "
+        "usr/local/sbin/elma-publisher var/lib/elma-worker var/lib/private/elma-worker "
         "var/lib/elma-rollout var/lib/private/elma-rollout",
         about="question answering on small devices: a worker of the pool, and the rollout service",
+    ),
+    "tools": Role(
+        package="elma-tools",
+        extra="broker",
+        unit_files=("elma-monitor.service",),
+        units="elma-monitor.service",
+        paths="etc/elma/monitor",
+        about="question answering on small devices: keys, broker, enrolment, and the monitor",
+        on_path=True,
     ),
 }
 
 
 def build(role: Role, out: Path, *, site: Path | None = None, version: str | None = None) -> Path:
     """Build one package; returns its file. `site` is a site-packages folder made before."""
-    version = version or _version()
+    version, out = version or _version(), out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{role.package}-") as scratch:
         tree = Path(scratch, "tree")
@@ -72,6 +85,9 @@ def build(role: Role, out: Path, *, site: Path | None = None, version: str | Non
         else:
             shutil.copytree(site, libraries)
         _make_environment(environment, f"/opt/{role.package}")
+        if role.on_path:
+            (tree / "usr/bin").mkdir(parents=True)
+            (tree / "usr/bin/elma").symlink_to(f"/opt/{role.package}/bin/elma")
         units = tree / "usr/lib/systemd/system"
         units.mkdir(parents=True)
         for name in role.unit_files:

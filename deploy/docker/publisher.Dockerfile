@@ -1,4 +1,5 @@
-# The rollout service. A publisher's bundle is mounted at /elma and holds its store too.
+# The rollout service. A publisher's bundle is mounted at /elma, its store where
+# the settings name it: at /elma-publisher.
 #   docker build -f deploy/docker/publisher.Dockerfile -t elma-publisher .
 FROM python:3.11.11-slim-bookworm AS build
 WORKDIR /source
@@ -14,13 +15,15 @@ COPY publisher publisher
 COPY elma elma
 COPY deploy/systemd deploy/systemd
 RUN python -m venv /opt/elma \
- && /opt/elma/bin/pip install --no-cache-dir --constraint constraints.txt '.[broker]'
+ && /opt/elma/bin/pip install --no-cache-dir --constraint constraints.txt '.[broker]' \
+ && /opt/elma/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.11.11-slim-bookworm
-# The owner of the mounted bundle: its secrets are for that user only.
+# The owner of the mounted bundle: its secrets are for that user only. Any other may run the image too.
 ARG UID=10001
-RUN useradd --uid "$UID" --no-create-home --home-dir /elma --shell /usr/sbin/nologin elma \
- && install -d -o elma -m 0700 /elma
+RUN { [ "$UID" -gt 0 ] || { echo "UID=$UID: not as root; say who owns the bundle" >&2; exit 1; }; } \
+ && useradd --uid "$UID" --no-create-home --home-dir /elma --shell /usr/sbin/nologin elma \
+ && install -d -o elma -m 0755 /elma
 COPY --from=build /opt/elma /opt/elma
 ENV PATH=/opt/elma/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 ENV ELMA_PUBLISHER_HTTP__HOST=0.0.0.0

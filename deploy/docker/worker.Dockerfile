@@ -17,13 +17,15 @@ COPY deploy/systemd deploy/systemd
 # build for processors by --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_EXTRA_INDEX_URL=
 RUN python -m venv /opt/elma \
- && /opt/elma/bin/pip install --no-cache-dir --constraint constraints.txt '.[worker]'
+ && /opt/elma/bin/pip install --no-cache-dir --constraint constraints.txt '.[worker]' \
+ && /opt/elma/bin/pip uninstall --yes pip
 
 FROM python:3.11.11-slim-bookworm
-# The owner of the mounted bundle: its secrets are for that user only.
+# The owner of the mounted bundle: its secrets are for that user only. Any other may run the image too.
 ARG UID=10001
-RUN useradd --uid "$UID" --no-create-home --home-dir /elma --shell /usr/sbin/nologin elma \
- && install -d -o elma -m 0700 /elma
+RUN { [ "$UID" -gt 0 ] || { echo "UID=$UID: not as root; say who owns the bundle" >&2; exit 1; }; } \
+ && useradd --uid "$UID" --no-create-home --home-dir /elma --shell /usr/sbin/nologin elma \
+ && install -d -o elma -m 0755 /elma
 COPY --from=build /opt/elma /opt/elma
 ENV PATH=/opt/elma/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 ENV ELMA_WORKER_HTTP__HOST=0.0.0.0

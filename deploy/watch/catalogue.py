@@ -16,11 +16,12 @@ from cloud_worker.metrics import WorkerMetrics
 from edge_agent.audit import AuditMetrics
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.release_metrics import ReleaseMetrics
+from elma.monitor.fleet import ReportedFleet
 from publisher.metrics import PublisherMetrics
 
 _HEADER = """# Metrics
 
-Every metric of the three services, made by `python -m deploy.watch metrics` from the registries
+Every metric of the four services, made by `python -m deploy.watch metrics` from the registries
 that the processes serve; a test fails where this page,
 [the golden list](../tests/system/metrics.txt) and the code differ. Times are in seconds, sizes in
 bytes, shares from 0 to 1. Counters end in `_total` and begin at 0 when a process starts; a
@@ -28,7 +29,7 @@ histogram `x` has the series `x_bucket`, `x_sum` and `x_count`. No label holds t
 a question's text or a key; the release in a label is its digest, or the first digits of it.
 
 What to do with them: [operations](operations.md#watch). `elma monitor` shows the metrics of devices
-that Prometheus cannot reach, with the label `edge`, beside a few of its own (`elma_monitor_...`).
+that Prometheus cannot reach, with the label `edge`, beside its own.
 """
 
 
@@ -47,10 +48,18 @@ def parts() -> dict[str, CollectorRegistry]:
     edge = EdgeMetrics()
     ReleaseMetrics(edge.registry)
     AuditMetrics(edge.registry)
+    monitor = ReportedFleet(
+        missed_intervals=1.0,
+        max_edges=0,
+        max_samples=0,
+        is_connected=lambda: False,
+        dropped_total=lambda: 0,
+    )
     return {
         "Edge agent": edge.registry,
         "Worker": WorkerMetrics().registry,
         "Publisher": PublisherMetrics().registry,
+        "Monitor": monitor.registry,
     }
 
 

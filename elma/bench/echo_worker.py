@@ -18,6 +18,7 @@ from broker.exchange import Delivery, Publication, Subscription
 from broker.session import Session
 from broker.settings import BrokerSettings
 from elma.bench.release_codecs import ReleaseCodecs
+from elma.log_form import LogForm, LogFormat
 from elma.output import configure_logging
 from protocol.key_files import EdgeFolder, load_pool_keys
 from protocol.keys import PoolKeys
@@ -84,7 +85,7 @@ class EchoWorker:
 
 def main() -> None:
     """Connect, say so, answer until stdin ends."""
-    configure_logging("warning", json_lines=False)  # stdout is for the one word
+    configure_logging("warning", LogForm(LogFormat.CONSOLE))  # stdout is for the one word
     task = json.loads(sys.stdin.readline())
     session = Session(
         BrokerSettings(port=task["port"]),

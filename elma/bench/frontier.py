@@ -2,7 +2,8 @@
 
 In: a model, questions, the device's last layer. Out: for every link and every way F1, HasAns,
 NoAns, p50, p95, bytes and offload rate; a table and a picture. Neighbours: `frontier_quality` reads
-all questions, `frontier_plant` runs real processes, `links` names the links.
+all questions, `frontier_plant` runs real processes, `frontier_rows` puts rows together, `links`
+names the links.
 
 Times. Every way is measured on loopback with real processes, the questions in turn. Under another
 link a question takes that time and what the link adds to it: the round trip, and the bytes that
@@ -21,15 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from cloud_worker.training.squad_files import Question
-from edge_agent.codec_choice import LinkEstimate, Offer, choose
 from elma.bench import links as link_module
 from elma.bench.frontier_plant import (
-    ALWAYS,
-    AT_LAYER,
-    DEADLINE_SECONDS,
     FULL_DEPTH,
     TEXT,
     Asking,
@@ -37,20 +32,19 @@ from elma.bench.frontier_plant import (
     PlantPlan,
     running_plant,
 )
-from elma.bench.frontier_quality import Quality, Scores, measure_quality
-from elma.bench.frontier_report import draw, find_better, markdown_of, name_of
+from elma.bench.frontier_quality import Quality, measure_quality
+from elma.bench.frontier_report import draw, find_better, markdown_of
+from elma.bench.frontier_rows import Way, auto_codec, make_ways, row_of, seconds_over
 from elma.bench.links import LINKS, Link
 from elma.bench.machine import describe_machine, read_energy_joules
 from elma.bench.questions import BenchQuestions
-from elma.bench.results import percentile, write_results
+from elma.bench.results import write_results
 from elma.bench.slow_device import SlowDown
 from reader.codecs import TOKENS
 from reader.model import Reader
 from reader.weights import resolve_model_folder
 
 CHECK_SECONDS = 8.0
-TYPICAL_TOKENS = 180
-KNOWN_REQUESTS = 100
 
 
 @dataclass(frozen=True)
@@ -75,16 +69,12 @@ class FrontierPlan:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to answer: F1 of all questions `[N]`, the share that is sent, and for the timed
-    questions seconds, bytes and weights on loopback."""
+class Times:
+    """What real processes came to; `checks`: how far the sums over a link are from the truth."""
 
-    name: str
-    f1: Scores
-    offload_rate: float
-    askings: Sequence[Asking]
-    weights: Sequence[float]
-    is_bound: bool = False
+    ways: Sequence[Way]
+    joules: Mapping[str, float]
+    checks: Sequence[dict[str, Any]]
 
 
 def run_frontier_bench(
@@ -100,47 +90,35 @@ def run_frontier_bench(
     edge_layers = plan.edge_layers or reader.settings.default_edge_layers
     codecs = (*reader.codecs.names(edge_layers), TOKENS)
     wanted = plan.codecs or tuple(name for name in codecs if name != "fp32")
-    states = [name for name in wanted if name != TOKENS] or ["int8"]
     asked = questions.spread(plan.f1_questions)
     progress(f"reading {len(asked.questions)} questions")
     quality = measure_quality(
         reader, asked.questions, codecs=wanted, edge_layers=edge_layers, progress=progress
     )
-    timed = asked.spread(plan.questions)
-    rank = {question.id: number for number, question in enumerate(asked.questions)}
-    numbers = [rank[question.id] for question in timed.questions]
+    states = [name for name in wanted if name != TOKENS] or ["int8"]
     plant_plan = PlantPlan(
         folder, edge_layers, wanted, states[-1], plan.threads, plan.cloud_threads
     )
-    with tempfile.TemporaryDirectory(prefix="elma-bench-") as scratch:
-        progress("starting a broker, a worker, a text service and the devices")
-        loopback = Link("loopback", None, 0.0)
-        with (
-            running_plant(plant_plan, Path(scratch), loopback) as plant,
-            SlowDown(plant.device_ids, plan.device_share),
-        ):
-            askings, joules = ask_all(plant, timed.questions, progress)
-            ways = make_ways(quality, askings, wanted, numbers)
-            checks = [
-                check_link(plant, link, timed.questions, askings, plan.check_seconds, progress)
-                for link in plan.links
-                if link.bits_per_second is not None
-            ]
-    rows = [row_of(way, link, quality, joules.get(way.name)) for link in plan.links for way in ways]
+    times = _measure_times(plan, plant_plan, asked, quality, progress)
+    rows = [
+        row_of(way, link, quality, times.joules.get(way.name))
+        for link in plan.links
+        for way in times.ways
+    ]
     result = {
         "model": folder.name,
         "release": reader.digest,
         "data": questions.source,
-        "questions": len(timed.questions),
+        "questions": len(asked.spread(plan.questions).questions),
         "f1_questions": len(asked.questions),
         "edge_layers": edge_layers,
         "cloud_threads": plan.cloud_threads,
         "device_share": plan.device_share,
         "shaping": link_module.NAME,
-        "energy": "RAPL" if joules else "this machine reports none",
+        "energy": "RAPL" if times.joules else "this machine reports none",
         "machine": describe_machine(plan.threads),
         "rows": rows,
-        "checks": checks,
+        "checks": times.checks,
         "auto": {link.name: auto_codec(reader, edge_layers, link) for link in plan.links},
         "text_wins": find_better(rows, TEXT),
         "edge_wins": find_better(rows, FULL_DEPTH),
@@ -149,6 +127,34 @@ def run_frontier_bench(
         write_results(out, plan.result_name, result, markdown_of(result))
         draw(result, out / f"{plan.result_name}.png")
     return result
+
+
+def _measure_times(
+    plan: FrontierPlan,
+    plant_plan: PlantPlan,
+    asked: BenchQuestions,
+    quality: Quality,
+    progress: Callable[[str], None],
+) -> Times:
+    """Some of the `asked` questions, of everybody on loopback and through every shaped link."""
+    timed = asked.spread(plan.questions).questions
+    rank = {question.id: number for number, question in enumerate(asked.questions)}
+    with tempfile.TemporaryDirectory(prefix="elma-bench-") as scratch:
+        progress("starting a broker, a worker, a text service and the devices")
+        loopback = Link("loopback", None, 0.0)
+        with (
+            running_plant(plant_plan, Path(scratch), loopback) as plant,
+            SlowDown(plant.device_ids, plan.device_share),
+        ):
+            askings, joules = ask_all(plant, timed, progress)
+            numbers = [rank[question.id] for question in timed]
+            ways = make_ways(quality, askings, plant_plan.codecs, numbers)
+            checks = [
+                check_link(plant, link, timed, askings, plan.check_seconds, progress)
+                for link in plan.links
+                if link.bits_per_second is not None
+            ]
+    return Times(ways, joules, checks)
 
 
 def ask_all(
@@ -171,66 +177,6 @@ def ask_all(
     if not has_energy:
         return askings, {}
     return askings, {name: total / len(questions) for name, total in joules.items()}
-
-
-def make_ways(
-    quality: Quality,
-    askings: Mapping[str, Sequence[Asking]],
-    codecs: Sequence[str],
-    numbers: Sequence[int],
-) -> list[Way]:
-    """The rows, from what was measured; `numbers` are the timed questions' places in `quality`."""
-    count = len(numbers)
-    whole = [1.0] * count
-    stay, send = list(askings[AT_LAYER]), list(askings[ALWAYS])
-    rate = quality.offload_rate
-    sent_by_oracle = quality.oracle_offloads
-    knows = [
-        send[place] if sent_by_oracle[number] else stay[place]
-        for place, number in enumerate(numbers)
-    ]
-    ways = [
-        Way(FULL_DEPTH, quality.full_depth, 0.0, askings[FULL_DEPTH], whole),
-        Way(AT_LAYER, quality.at_last_edge_layer, 0.0, stay, whole),
-        Way(TEXT, quality.full_depth, 1.0, askings[TEXT], whole),
-    ]
-    for codec in codecs:
-        name = f"ours/{codec}"
-        ways.append(Way(name, quality.ours(codec), rate, askings[name], whole))
-    ways += [
-        Way(ALWAYS, quality.full_depth, 1.0, send, whole),
-        Way("random", quality.random, rate, stay + send, [1 - rate] * count + [rate] * count),
-        Way("oracle", quality.oracle, float(sent_by_oracle.mean()), knows, whole, is_bound=True),
-    ]
-    return ways
-
-
-def row_of(way: Way, link: Link, quality: Quality, joules: float | None) -> dict[str, Any]:
-    """One row of the table: a way under a link."""
-    metrics = quality.metrics(way.f1)
-    milliseconds = [1000 * seconds_over(link, asking) for asking in way.askings]
-    sizes = [asking.bytes_up + asking.bytes_down for asking in way.askings]
-    return {
-        "link": link.name,
-        "way": way.name,
-        "name": name_of(way.name),
-        "f1": round(metrics["f1"], 2),
-        "has_answer_f1": _rounded(metrics.get("HasAns_f1")),
-        "no_answer_f1": _rounded(metrics.get("NoAns_f1")),
-        "p50_ms": round(weighted_percentile(milliseconds, way.weights, 50), 1),
-        "p95_ms": round(weighted_percentile(milliseconds, way.weights, 95), 1),
-        "bytes": round(float(np.average(sizes, weights=way.weights))),
-        "joules": None if joules is None else round(joules, 3),
-        "offload_rate": round(way.offload_rate, 4),
-        "is_bound": way.is_bound,
-    }
-
-
-def seconds_over(link: Link, asking: Asking) -> float:
-    """What a question that was measured on loopback takes over a link."""
-    if not asking.by_cloud:
-        return asking.seconds
-    return asking.seconds + link.seconds(asking.bytes_up, asking.bytes_down)
 
 
 def check_link(
@@ -269,34 +215,3 @@ def check_link(
         "median_difference_percent": round(100 * median(differences), 1) if count else None,
         "largest_difference_percent": round(100 * max(differences, key=abs), 1) if count else None,
     }
-
-
-def auto_codec(reader: Reader, edge_layers: int, link: Link) -> str:
-    """The codec that a device with `codec = "auto"` settles on when it knows the link."""
-    estimate = LinkEstimate()
-    for size in (1_000.0, 100_000.0) * KNOWN_REQUESTS:
-        estimate.note(size, link.seconds(size, 0.0))
-    offers = [
-        Offer(
-            name,
-            reader.codecs.size(name, edge_layers, TYPICAL_TOKENS),
-            reader.codecs.loss(name, edge_layers) or 0.0,
-        )
-        for name in reader.codecs.names(edge_layers)
-    ]
-    chosen = choose(offers, estimate, limit_bytes=1 << 30, seconds_left=DEADLINE_SECONDS)
-    return offers[0].codec if chosen is None else chosen.codec
-
-
-def weighted_percentile(values: Sequence[float], weights: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of the weight lies; equal weights are interpolated."""
-    if len(set(weights)) == 1:
-        return percentile(values, percent)
-    order = np.argsort(values)
-    shares = np.cumsum(np.asarray(weights)[order])
-    place = int(np.searchsorted(shares, percent / 100 * shares[-1]))
-    return float(np.asarray(values)[order][min(place, len(order) - 1)])
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,20 +139,74 @@ class Plant:
 def running_plant(plan: PlantPlan, folder: Path, link: Link) -> Iterator[Plant]:
     """Everything of a plan, ready to be asked. Raises CommandError, after the end of every log."""
     with ExitStack() as stack:
-        children: list[Child] = []
+        processes = _Processes(plan, folder, stack)
         try:
-            plant = _start(plan, folder, link, stack, children)
+            plant = _start(processes, link)
             stack.callback(plant.close)
             yield plant
         except CommandError:
-            for child in children:
+            for child in processes.children:
                 print_status(child.log_tail())
             raise
 
 
-def _start(
-    plan: PlantPlan, folder: Path, link: Link, stack: ExitStack, children: list[Child]
-) -> Plant:
+class _Processes:
+    """The processes of a plan, each with its settings file in `folder`; they end with `stack`."""
+
+    def __init__(self, plan: PlantPlan, folder: Path, stack: ExitStack) -> None:
+        self.plan, self.folder, self.stack = plan, folder, stack
+        self.children: list[Child] = []
+        self._ready: list[Callable[[], bool]] = []
+
+    def start_worker(self, port: int, broker_port: int, models: Sequence[Path]) -> None:
+        """The worker; the first of `models` is its own, the others older ones."""
+        settings = {
+            "name": "bench",
+            "model": str(models[0]),
+            "older_models": [str(model) for model in models[1:]],
+            "threads": self.plan.cloud_threads,
+            "pool_secret_file": POOL_SECRET_NAME,
+            "edges_folder": EDGES_FOLDER_NAME,
+            "http": {"host": LOOPBACK, "port": port},
+            "broker": {"host": LOOPBACK, "port": broker_port},
+        }
+        self._start("worker", settings, partial(is_ready, f"http://{LOOPBACK}:{port}/readyz"))
+
+    def start_device(self, name: str, model: Path, port: int, cloud: dict[str, Any] | None) -> str:
+        """A device, alone where `cloud` (its broker and offload settings) is None; where it is
+        asked."""
+        settings = {
+            "name": _edge_name(name),
+            "model": str(model),
+            "threads": self.plan.threads,
+            "outbox": f"{_edge_name(name)}.sqlite3",
+            "max_edge_layers": self.plan.edge_layers,
+            "http": {"host": LOOPBACK, "port": port},
+            **(cloud or {}),
+        }
+        health = f"http://{LOOPBACK}:{port}/healthz"
+        ready = partial(is_listening, port) if cloud is None else partial(has_broker, health)
+        self._start(name, settings, ready)
+        return f"http://{LOOPBACK}:{port}/v1/answer"
+
+    def wait(self) -> None:
+        """Until all are ready. Raises CommandError."""
+        for child, ready in zip(self.children, self._ready, strict=True):
+            child.wait_until(ready, wait_seconds=START_SECONDS)
+
+    def _start(self, name: str, settings: dict[str, Any], ready: Callable[[], bool]) -> None:
+        path = self.folder / f"{_edge_name(name)}.toml"
+        write_toml(path, settings)
+        role = "worker" if name == "worker" else "edge"
+        arguments = [role, "run", "--config", str(path)]
+        child = Child(name, arguments, path.with_suffix(".log"))
+        self.stack.callback(child.stop)
+        self.children.append(child)
+        self._ready.append(ready)
+
+
+def _start(processes: _Processes, link: Link) -> Plant:
+    plan, folder, stack = processes.plan, processes.folder, processes.stack
     models = make_models(plan, folder)
     edges = {f"ours/{codec}": codec for codec in plan.codecs} | {ALWAYS: plan.always_codec}
     keys = _make_keys(folder, [_edge_name(name) for name in edges])
@@ -161,60 +215,31 @@ def _start(
     text_port = stack.enter_context(_text_cloud(plan))
     text_link = stack.enter_context(ShapingProxy(text_port, link))
     worker_port, *ports = free_ports(1 + len(edges) + 2)
-    write_toml(
-        folder / "worker.toml",
-        {
-            "name": "bench",
-            "model": str(plan.model_folder),
-            "older_models": [str(models[ALWAYS])],
-            "threads": plan.cloud_threads,
-            "pool_secret_file": POOL_SECRET_NAME,
-            "edges_folder": EDGES_FOLDER_NAME,
-            "http": {"host": LOOPBACK, "port": worker_port},
-            "broker": {"host": LOOPBACK, "port": broker.port},
-        },
-    )
+    processes.start_worker(worker_port, broker.port, [plan.model_folder, models[ALWAYS]])
     urls = {TEXT: f"http://{LOOPBACK}:{text_link.port}/"}
-    waits = []
-
-    def start(name: str, arguments: list[str], ready: partial[bool]) -> None:
-        child = Child(name, arguments, folder / f"{_edge_name(name)}.log")
-        stack.callback(child.stop)
-        children.append(child)
-        waits.append((child, ready))
-
-    worker_ready = partial(is_ready, f"http://{LOOPBACK}:{worker_port}/readyz")
-    start("worker", ["worker", "run", "--config", str(folder / "worker.toml")], worker_ready)
     for name, port in zip([*edges, AT_LAYER, FULL_DEPTH], ports, strict=True):
-        with_cloud = name in edges
-        settings = {
-            "name": _edge_name(name),
-            "model": str(models[name.partition("/")[0]]),
-            "threads": plan.threads,
-            "outbox": f"{_edge_name(name)}.sqlite3",
-            "max_edge_layers": plan.edge_layers,
-            "http": {"host": LOOPBACK, "port": port},
-        }
-        if with_cloud:
-            settings["broker"] = {"host": LOOPBACK, "port": broker_link.port}
-            settings["offload"] = {
-                "edge_key_file": keys[_edge_name(name)],
-                "pool_public_key_file": POOL_PUBLIC_NAME,
-                **_packing(edges[name]),
-                "accept_seconds": PATIENCE_SECONDS,
-                "cloud_wait_seconds": PATIENCE_SECONDS,
-            }
-        path = folder / f"{_edge_name(name)}.toml"
-        write_toml(path, settings)
-        health = f"http://{LOOPBACK}:{port}/healthz"
-        ready = partial(has_broker, health) if with_cloud else partial(is_listening, port)
-        start(name, ["edge", "run", "--config", str(path)], ready)
-        urls[name] = f"http://{LOOPBACK}:{port}/v1/answer"
-    for child, ready in waits:
-        child.wait_until(ready, wait_seconds=START_SECONDS)
-    return Plant(
-        urls, broker_link, text_link, [child.pid for child in children if child.name != "worker"]
-    )
+        cloud = None
+        if name in edges:
+            cloud = _cloud_settings(broker_link.port, keys[_edge_name(name)], edges[name])
+        model = models[name.partition("/")[0]]
+        urls[name] = processes.start_device(name, model, port, cloud)
+    processes.wait()
+    devices = [child.pid for child in processes.children if child.name != "worker"]
+    return Plant(urls, broker_link, text_link, devices)
+
+
+def _cloud_settings(broker_port: int, key_file: str, codec: str) -> dict[str, Any]:
+    """What a device with a cloud behind it has more than one without."""
+    return {
+        "broker": {"host": LOOPBACK, "port": broker_port},
+        "offload": {
+            "edge_key_file": key_file,
+            "pool_public_key_file": POOL_PUBLIC_NAME,
+            **_packing(codec),
+            "accept_seconds": PATIENCE_SECONDS,
+            "cloud_wait_seconds": PATIENCE_SECONDS,
+        },
+    }
 
 
 def _packing(codec: str) -> dict[str, Any]:

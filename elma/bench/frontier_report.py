@@ -26,51 +26,17 @@ NAMES = {
 
 
 def markdown_of(result: Mapping[str, Any]) -> str:
-    """One table of what does not depend on the link, one of what does."""
-    rows = result["rows"]
-    chosen_links = list(dict.fromkeys(row["link"] for row in rows))
-    first = [row for row in rows if row["link"] == chosen_links[0]]
-    times = {(row["way"], row["link"]): row for row in rows}
-    headings = ("", "F1", "HasAns", "NoAns", "sent %", "bytes", *chosen_links)
-    table = Table(
-        headings,
-        [
-            (
-                row["name"],
-                row["f1"],
-                row["has_answer_f1"],
-                row["no_answer_f1"],
-                round(100 * row["offload_rate"], 1),
-                row["bytes"],
-                *(
-                    f"{times[row['way'], link]['p50_ms']:.0f} / "
-                    f"{times[row['way'], link]['p95_ms']:.0f}"
-                    for link in chosen_links
-                ),
-            )
-            for row in first
-        ],
-    )
+    """The setting, the table, how times over a link came about, and where others are better."""
     checks = [
         f"{check['link']}: {check['questions']} questions, median difference "
         f"{check['median_difference_percent']} %"
         for check in result["checks"]
     ]
-    slow = (
-        ""
-        if result["device_share"] == 1.0
-        else f" The device has {100 * result['device_share']:.0f} % of the processor's time "
-        f"({SLOW_NAME})."
-    )
     return "\n".join(
         [
-            f"{result['model']}, the device runs {result['edge_layers']} layers at most on "
-            f"{result['machine']['threads']} thread(s), the worker has {result['cloud_threads']} "
-            f"on the same machine ({result['machine']['cpu']}). F1 on {result['f1_questions']} "
-            f"questions of {result['data']}; under each link p50 / p95 in ms of "
-            f"{result['questions']} of them.{slow}",
+            _setting(result),
             "",
-            table.markdown(),
+            _table(result["rows"]).markdown(),
             "",
             f"Links: {result['shaping']}. Energy: {result['energy']}. Times over a link are those "
             f"on loopback and what the link adds; real questions through it: {'; '.join(checks)}.",
@@ -152,3 +118,43 @@ def name_of(way: str) -> str:
     if way.startswith("ours/"):
         return f"**ours, {way.partition('/')[2]} states**"
     return NAMES[way]
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    """The sentences before the table: what was measured on what."""
+    share = result["device_share"]
+    slow = (
+        ""
+        if share == 1.0
+        else f" The device has {100 * share:.0f} % of the processor's time ({SLOW_NAME})."
+    )
+    return (
+        f"{result['model']}, the device runs {result['edge_layers']} layers at most on "
+        f"{result['machine']['threads']} thread(s), the worker has {result['cloud_threads']} "
+        f"on the same machine ({result['machine']['cpu']}). F1 on {result['f1_questions']} "
+        f"questions of {result['data']}; under each link p50 / p95 in ms of "
+        f"{result['questions']} of them.{slow}"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a way: first what does not depend on the link, then the times under each."""
+    links = list(dict.fromkeys(row["link"] for row in rows))
+    times = {(row["way"], row["link"]): row for row in rows}
+    cells = [
+        (
+            row["name"],
+            row["f1"],
+            row["has_answer_f1"],
+            row["no_answer_f1"],
+            round(100 * row["offload_rate"], 1),
+            row["bytes"],
+            *(
+                f"{times[row['way'], link]['p50_ms']:.0f} / {times[row['way'], link]['p95_ms']:.0f}"
+                for link in links
+            ),
+        )
+        for row in rows
+        if row["link"] == links[0]
+    ]
+    return Table(("", "F1", "HasAns", "NoAns", "sent %", "bytes", *links), cells)

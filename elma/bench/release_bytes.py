@@ -29,7 +29,6 @@ from elma.bench.results import Table
 from protocol.file_index import FileIndex, decode_index
 from protocol.manifest import (
     CHUNK_BYTES,
-    Architecture,
     BlobRef,
     Manifest,
     PreviousRelease,
@@ -39,6 +38,7 @@ from protocol.manifest import (
 from protocol.signing import KeyList, SigningKey
 from publisher.checking import GoldQuestion, check_model
 from reader.weights import folder_digest, load_config
+from releases.architecture import architecture_of
 from releases.assembly import assemble
 from releases.blob_folder import BlobFolder
 from releases.building import Contents, build_contents
@@ -159,18 +159,6 @@ def fetch(wanted: Sequence[WantedChunk], blobs: BlobFolder, chunks: ChunkFolder)
 
 def sign(folder: Path, contents: Contents) -> SignedManifest:
     """A manifest of the length that a real one has."""
-    config = load_config(folder)
-    architecture = Architecture(
-        model_type="albert",
-        layers=config.layers,
-        groups=config.groups,
-        hidden_size=config.hidden_size,
-        heads=config.heads,
-        intermediate_size=config.intermediate_size,
-        embedding_size=config.embedding_size,
-        vocab_size=config.vocab_size,
-        max_positions=config.max_positions,
-    )
     created = time.time()
     manifest = Manifest(
         channel="stable",
@@ -179,7 +167,7 @@ def sign(folder: Path, contents: Contents) -> SignedManifest:
         name=folder.name,
         created=created,
         expires=created + 30 * 86_400,
-        architecture=architecture,
+        architecture=architecture_of(load_config(folder)),
         files=contents.files,
         rollout_public=SIGNING_KEY.public,
         previous=PreviousRelease(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from elma.options import EngineOption, PrecisionOption
+from elma.options import MODEL_HELP, EngineOption, PrecisionOption
 from elma.output import CommandError, JsonOption, print_json, print_status
 
 
@@ -35,7 +35,7 @@ def ask(
         bool, typer.Option("--local", help="Answer in this process, without an agent.")
     ] = False,
     model: Annotated[
-        str, typer.Option(envvar="ELMA_MODEL", help="For --local: model folder, or elma-small.")
+        str, typer.Option(envvar="ELMA_MODEL", help=f"For --local. {MODEL_HELP}")
     ] = "elma-small",
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elma.extras import require_extra
+from elma.options import EdgeLayersOption, ModelOption
 from elma.output import CommandError, JsonOption, print_json, print_status
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ app = typer.Typer(
     help="Measure ELMA beside its peers, all in turn on the same questions.", no_args_is_help=True
 )
 
-ModelOption = Annotated[str, typer.Option(help="A model folder, elma-small, or a hub id.")]
 DataOption = Annotated[
     Path | None,
     typer.Option(help="SQuAD JSON, plain or gzipped; its report half. Default: packaged passages."),
@@ -56,7 +56,7 @@ def edge(
     ] = None,
     step: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER: a model with one step more, as a row. May be repeated."),
+        typer.Option(help="NAME=FOLDER: a model with one step more, as a row; repeatable."),
     ] = None,
     isa: Annotated[
         Isa, typer.Option(help="avx2 stands for a small device. ONNX Runtime has no such switch.")
@@ -148,10 +148,7 @@ def frontier(
     out: OutOption = None,
     threads: ThreadsOption = 1,
     cloud_threads: Annotated[int, typer.Option(min=1, help="Threads of the worker.")] = 2,
-    max_edge_layers: Annotated[
-        int | None,
-        typer.Option(min=1, help="The device's last layer. Default: the model's own setting."),
-    ] = None,
+    max_edge_layers: EdgeLayersOption = None,
     codec: Annotated[
         list[str] | None, typer.Option(help="A codec to send with. Default: all but fp32.")
     ] = None,

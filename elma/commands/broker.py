@@ -3,10 +3,11 @@
     elma broker run                             for this machine: no accounts, loopback only
     elma broker init elma-broker --host NAME    the folder of one that others may reach
     elma broker run elma-broker                 runs that one
+    elma broker renew elma-broker               its certificate and the operator's, for longer
 
 `run` prints one line when its broker answers (with `--json` an object of host, port and kind), then
-nothing but logs, and stops it on SIGTERM and SIGINT. Neighbours: `broker.run`, `broker.secured`
-and `broker.secured_run` do the work; `elma.commands.enroll` lets members in.
+nothing but logs, and stops it on SIGTERM and SIGINT. Neighbours: `broker.run`, `broker.secured`,
+`broker.secured_run` and `broker.renewal` do the work; `elma.commands.enroll` lets members in.
 """
 
 from __future__ import annotations
@@ -118,6 +119,57 @@ def init(
     typer.echo(f"run it: elma broker run {folder}  (or: mosquitto -c {made.configuration_file})")
     typer.echo(f"let members in: elma enroll NAME --broker {folder} --out BUNDLE")
     typer.echo(f"keep {made.path / 'authority'} secret and safe: it decides who may connect")
+
+
+@app.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of `elma broker init`.")],
+    authority: Annotated[
+        bool,
+        typer.Option(
+            "--authority",
+            help="The authority as well, with the key it has: what it has signed still counts.",
+        ),
+    ] = False,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The next certificate of another authority's, PEM.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the broker and its operator new certificates; a running broker takes them up."""
+    require_extra("broker", "elma broker renew")
+    from broker.renewal import renew_broker
+    from broker.secured import SecuredFolder
+
+    if (certificate is None) != (key is None):
+        raise CommandError("--certificate and --key need each other", exit_status=2)
+    own = None if certificate is None or key is None else (certificate, key)
+    renewed = renew_broker(
+        SecuredFolder.load(folder), now=datetime.now(UTC), with_authority=authority, own=own
+    )
+    ends = {
+        "server_certificate_expires": renewed.server_expires,
+        "operator_certificate_expires": renewed.operator_expires,
+        "authority_expires": renewed.authority_expires,
+    }
+    moments = {name: datetime.fromtimestamp(end, UTC) for name, end in ends.items()}
+    if as_json:
+        told = {"server_is_new": renewed.server_is_new, "is_read": renewed.is_read}
+        print_json({name: moment.isoformat() for name, moment in moments.items()} | told)
+        return
+    for name, moment in moments.items():
+        typer.echo(f"{name.replace('_', ' ')}: {moment:%Y-%m-%d}")
+    if not renewed.server_is_new:
+        typer.echo("the broker's own comes from elsewhere: renew it by --certificate and --key")
+    if not renewed.is_read:
+        typer.echo(
+            "a broker that is down reads them when it starts; to one elsewhere bring server.pem, "
+            f"server-key.pem, members-authority.pem, revoked.pem of {folder / 'mosquitto'} and "
+            "send it SIGHUP"
+        )
+    if authority:
+        typer.echo("members get the authority's new certificate with `elma renew`")
 
 
 @app.command()

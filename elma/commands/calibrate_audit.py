@@ -7,7 +7,6 @@ was promised. Neighbours: `calibrate` reads the options, `cloud_worker.training.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import typer
 
+from elma.model_copies import copy_model
 from elma.output import CommandError, print_json, print_status, print_table
 
 DEFAULT_MAX_DISAGREEMENT = 5.0
@@ -71,23 +71,6 @@ def calibrate_from_audit(
             "device; collect more, or allow more"
         )
     print_status(f"wrote {out}; only {SETTINGS_FILE} differs from {folder.name}")
-
-
-def copy_model(folder: Path, out: Path) -> None:
-    """A new folder with every file of the model, but its exit settings."""
-    from reader.exits import SETTINGS_FILE
-
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CommandError(f"{out} is there already; name a new folder with --out", exit_status=2)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if path.is_file() and path.name != SETTINGS_FILE:
-                shutil.copyfile(path, out / path.name)
-    except OSError as error:
-        raise CommandError(
-            f"cannot write the new model into {out}: {error.strerror}; name another with --out"
-        ) from error
 
 
 def _print_proposal(report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from elma.options import EngineOption, PrecisionOption
 from elma.output import JsonOption, print_json, print_status
 
 
@@ -34,9 +35,9 @@ def table(
     ] = False,
     timed_questions: Annotated[int, typer.Option(min=1, help="Asked one at a time.")] = 100,
     limit: Annotated[int, typer.Option(min=0, help="Questions of each half; 0 takes all.")] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    engine: Annotated[str, typer.Option(help="As in elma ask.")] = "auto",
-    precision: Annotated[str, typer.Option(help="As in elma ask.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the reader.")] = 1,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure model folders side by side: F1, bytes, memory, time, mean exit layer.

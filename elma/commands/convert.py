@@ -5,7 +5,6 @@ Neighbours: `reader.conversion` converts, `reader.network_files` saves.
 
 from __future__ import annotations
 
-import json
 import shutil
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated
 import typer
 
 from elma.extras import require_extra
+from elma.output import JsonOption, print_json
 
 
 class Storage(StrEnum):
@@ -26,7 +26,9 @@ class Storage(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
-    app.command("convert")(convert)
+    app.command("convert", short_help="Make an ALBERT of a BERT, reshape one, or pack one.")(
+        convert
+    )
 
 
 def convert(
@@ -38,7 +40,7 @@ def convert(
         Storage,
         typer.Option(help="float32 and float16 load in transformers; packed is the smallest."),
     ] = Storage.FLOAT32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make an ALBERT of a BERT (exactly), reshape an ALBERT, or pack one for shipping.
 
@@ -76,7 +78,7 @@ def convert(
         "bytes": size,
     }
     if as_json:
-        typer.echo(json.dumps(summary))
+        print_json(summary)
     else:
         typer.echo(
             f"{out}: {summary['layers']} layers in {summary['groups']} groups, "

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from elma.commands.broker import BrokerKind
+from elma.options import MODEL_HELP
 from elma.output import JsonOption, print_json, print_status
 
 # The demonstration plays a weak device, so that there is something to hand over: with the model's
@@ -24,13 +25,11 @@ WEAK_DEVICE_LAYERS = 4
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
-    app.command("demo")(demo)
+    app.command("demo", short_help="Show everything at once on this machine.")(demo)
 
 
 def demo(
-    model: Annotated[
-        str, typer.Option(envvar="ELMA_MODEL", help="Model folder, or the shipped elma-small.")
-    ] = "elma-small",
+    model: Annotated[str, typer.Option(envvar="ELMA_MODEL", help=MODEL_HELP)] = "elma-small",
     broker: Annotated[
         BrokerKind,
         typer.Option(help="auto: mosquitto where it is installed, else the embedded broker."),

@@ -1,21 +1,33 @@
 """`elma doctor`: what this machine can do, what would be chosen, and what does not work.
 
-Input: the settings of an edge or of a worker, or none. Output: one line a finding, or JSON; exit
-status 1 when something does not work. Neighbour: `elma.doctor` looks.
+    elma doctor                                       what is installed on this machine
+    elma doctor --config bundles/kitchen/edge.toml    a device
+    elma doctor --worker-config .../worker.toml       a worker
+    elma doctor --broker elma-broker                  a broker of `elma broker init`
+
+Input: the settings of an edge or of a worker, a broker's folder, or none. Output: one line a
+finding, or JSON; exit status 1 when something does not work. Neighbour: `elma.doctor` looks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elma.extras import require_extra
 from elma.options import ServiceEngineOption, ServicePrecisionOption
 from elma.output import CommandError, JsonOption, print_json
 
 if TYPE_CHECKING:
+    from elma.doctor.examination import Patient
     from elma.doctor.finding import Finding
+
+DEFAULT_KEYS = Path("elma-keys")
+_Examined = tuple[str, "Iterator[Finding]"]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +49,14 @@ def doctor(
     worker_config: Annotated[
         Path | None, typer.Option(help="A worker's TOML file, instead of an edge's.")
     ] = None,
+    broker: Annotated[
+        Path | None,
+        # Its mode lets others through without letting them look: what then fails is said below.
+        typer.Option(readable=False, help="Folder of `elma broker init`, instead of --config."),
+    ] = None,
+    keys: Annotated[
+        Path, typer.Option(help="With --broker: the key folder, held against who is enrolled.")
+    ] = DEFAULT_KEYS,
     clock: Annotated[
         str | None,
         typer.Option(help="URL of a server whose clock is right, such as a worker's /healthz."),
@@ -45,26 +65,76 @@ def doctor(
 ) -> None:
     """Say what this machine can do, what would be chosen and why, and what does not work.
 
-    It loads the model and asks it a question. With --config or --worker-config it also looks at the
-    keys and connects to the broker; with an account only where what runs here is not connected
-    anyway. The exit status is 0 when nothing has failed; a warning is no failure.
+    It loads the model and asks it a question. With --config or --worker-config it also looks at
+    keys and certificate, connects to the broker and tries its rights there; with an account only
+    where what runs here is not connected anyway. With --broker it looks at a broker's files,
+    certificates and members, and at the broker that runs. Without any of them it takes what is
+    installed here: below /etc/elma, ./elma-broker, /var/lib/elma-broker. The exit status is 0 when
+    nothing has failed; a warning is no failure.
     """
-    from elma.doctor.examination import Patient, examine
+    from elma.doctor.examination import Patient
     from elma.doctor.finding import State
 
-    if config is not None and worker_config is not None:
-        raise CommandError("give --config or --worker-config, not both", exit_status=2)
-    findings = []
+    if sum(one is not None for one in (config, worker_config, broker)) > 1:
+        raise CommandError(
+            "give one of --config, --worker-config and --broker, not both", exit_status=2
+        )
     patient = Patient(config, model, engine, precision, threads, worker_config, clock)
-    for finding in examine(patient):
-        findings.append(finding)
-        if not as_json:
-            _print_finding(finding)
-    has_failed = any(finding.state is State.FAILED for finding in findings)
+    examined = _one(patient, broker, keys) or _all_here(patient, keys)
+    found: list[dict[str, Any]] = []
+    has_failed = False
+    for subject, findings in examined:
+        if len(examined) > 1 and not as_json:
+            typer.echo(f"{subject}:")
+        for finding in findings:
+            found.append({"of": subject, **finding.as_json()})
+            has_failed = has_failed or finding.state is State.FAILED
+            if not as_json:
+                _print_finding(finding)
     if as_json:
-        print_json({"ok": not has_failed, "findings": [found.as_json() for found in findings]})
+        print_json({"ok": not has_failed, "findings": found})
     if has_failed:
         raise typer.Exit(1)
+
+
+def _one(patient: Patient, broker: Path | None, keys: Path) -> list[_Examined]:
+    """What was named; empty where nothing was."""
+    from elma.doctor.examination import examine
+
+    if broker is not None:
+        return [_broker(broker, keys, patient.clock)]
+    if patient.config is not None:
+        return [("edge", examine(patient))]
+    if patient.worker_config is not None:
+        return [("worker", examine(patient))]
+    return []
+
+
+def _all_here(patient: Patient, keys: Path) -> list[_Examined]:
+    """Everything that is installed on this machine, or else the machine itself."""
+    from dataclasses import replace
+
+    from elma.doctor.examination import examine
+    from elma.doctor.here import look_around
+
+    here = look_around()
+    examined: list[_Examined] = []
+    if patient.model is None:  # whoever names a model wants to know about that one
+        if here.edge is not None:
+            examined.append(("edge", examine(replace(patient, config=here.edge))))
+        for worker in here.workers:
+            name = f"worker {worker.parent.name}"
+            examined.append((name, examine(replace(patient, worker_config=worker))))
+        if here.broker is not None:
+            examined.append(_broker(here.broker, keys, patient.clock))
+    return examined or [("machine", examine(patient))]
+
+
+def _broker(folder: Path, keys: Path, clock: str | None) -> _Examined:
+    require_extra("broker", "elma doctor --broker")
+    from elma.doctor.broker_examination import examine_broker
+
+    return "broker", examine_broker(folder, keys, datetime.now(UTC), clock)
 
 
 def _print_finding(finding: Finding) -> None:

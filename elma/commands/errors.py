@@ -30,7 +30,9 @@ from elma.output import CommandError, JsonOption, print_json, print_status, prin
 if TYPE_CHECKING:
     from edge_agent.audit_store import StoredAudit
 
-app = typer.Typer(help="Where devices and the cloud disagreed.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show and export where devices and the cloud disagreed.", no_args_is_help=True
+)
 
 StoresArgument = Annotated[list[Path], typer.Argument(help="Audit files (audit.store_file).")]
 
@@ -98,10 +100,13 @@ def show(stores: StoresArgument, as_json: JsonOption = False) -> None:
 
 
 def _all(stores: Iterable[Path]) -> Iterator[StoredAudit]:
-    from edge_agent.audit_store import read_audits
+    from edge_agent.audit_store import AuditStoreError, read_audits
 
     for store in stores:
-        yield from read_audits(store)
+        try:
+            yield from read_audits(store)
+        except AuditStoreError as error:
+            raise CommandError(str(error), exit_status=2) from error
 
 
 def _write_audit(audits: Iterable[StoredAudit], path: Path) -> int:

@@ -3,24 +3,31 @@
 Input: a model folder and a question file. Output: a table or JSON on stdout; on request a picture
 of the frontier, the predictions in the official format, and what each state codec loses.
 Neighbours: `cloud_worker.training.recording` runs the reader, `.evaluation` and
-`.codec_evaluation` measure.
+`.codec_evaluation` measure, `elma.measured_tables` prints.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elma.extras import require_extra
-from elma.options import EngineOption, PrecisionOption
-from elma.output import CommandError, JsonOption, print_json, print_status, print_table
+from elma.measured_tables import print_codecs, print_evaluation
+from elma.options import (
+    EdgeLayersOption,
+    EngineOption,
+    ModelArgument,
+    PrecisionOption,
+    SquadOption,
+    ThreadsOption,
+)
+from elma.output import CommandError, JsonOption, print_json, print_status
+from elma.progress import progress_bar
+from elma.question_halves import Half, choose_questions
 
 if TYPE_CHECKING:
     from cloud_worker.training.codec_evaluation import CodecTable
@@ -28,38 +35,19 @@ if TYPE_CHECKING:
     from cloud_worker.training.squad_files import Question
     from reader.model import Reader
 
-MODEL_HELP = "A model folder, elma-small, or a hub id."
-DATA_HELP = "SQuAD 1.1 or 2.0 JSON, plain or gzipped."
-ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
-DataOption = Annotated[Path, typer.Option(help=DATA_HELP)]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, envvar="ELMA_THREADS", help="Threads of the reader.")
-]
-
-
-class Half(StrEnum):
-    """Which articles: those that calibration sees, the others, or both."""
-
-    ALL = "all"
-    CALIBRATION = "calibration"
-    REPORT = "report"
-
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
-    app.command("evaluate")(evaluate)
+    app.command("evaluate", short_help="Measure a reader by SQuAD 2.0's metrics.")(evaluate)
 
 
 def evaluate(
     model: ModelArgument,
-    data: DataOption,
+    data: SquadOption,
     half: Annotated[
         Half, typer.Option(help="All articles, or the half for calibration or for reports.")
     ] = Half.ALL,
-    max_edge_layers: Annotated[
-        int | None,
-        typer.Option(min=1, help="The device's last layer. Default: the model's own setting."),
-    ] = None,
+    max_edge_layers: EdgeLayersOption = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first questions of the (half) file.")
     ] = None,
@@ -95,27 +83,15 @@ def evaluate(
             exit_status=2,
         )
 
-    from cloud_worker.training import evaluation
-    from cloud_worker.training.plots import plot_frontier
-    from cloud_worker.training.recording import record
+    from cloud_worker.training.evaluation import evaluation_report
     from cloud_worker.training.squad_files import read_squad
-    from reader.codecs import LOSSES_FILE, save_losses
     from reader.model import Reader
-    from reader.weights import resolve_model_folder
 
     questions = choose_questions(read_squad(data), half, limit)
     reader = Reader.load(model, threads=threads, engine=engine, precision=precision)
-    edge_layers = max_edge_layers or reader.settings.default_edge_layers
-    if edge_layers > reader.config.layers:
-        raise CommandError(
-            f"--max-edge-layers {edge_layers} is more than the {reader.config.layers} layers of "
-            f"{model}; give 1..{reader.config.layers}",
-            exit_status=2,
-        )
-    started = time.perf_counter()
-    with progress_bar("evaluating") as progress:
-        recording = record(reader, questions, progress=progress)
-    seconds = time.perf_counter() - started
+    edge_layers = _edge_layers(reader, max_edge_layers)
+    codecs = _codec_names(reader, codec, edge_layers)
+    recording, seconds = _record(reader, questions)
     report: dict[str, Any] = {
         "model": reader.name,
         "data": str(data),
@@ -123,154 +99,114 @@ def evaluate(
         "half": half.value,
         "questions": len(questions),
         "digest": reader.digest,
-        **evaluation.evaluation_report(recording, reader.settings, max_edge_layers=edge_layers),
+        **evaluation_report(recording, reader.settings, max_edge_layers=edge_layers),
     }
     table = None
-    if codec is not None:
-        table = _measure_codecs(reader, recording, codec, edge_layers, everything=offload_all)
+    if codecs:
+        table = _measure_codecs(reader, recording, codecs, edge_layers, everything=offload_all)
         report["codecs"] = [row.as_json() for row in table.rows]
         report["offloaded_questions"] = table.questions
         if save:
-            folder = resolve_model_folder(model)
-            save_losses(folder, edge_layers, table.losses)
-            print_status(f"losses: {folder / LOSSES_FILE}")
+            _save_losses(model, edge_layers, table)
     if plot is not None:
         title = f"{reader.name} on {data.name} ({half.value}, {len(questions)} questions)"
-        plot_frontier(evaluation.frontier(recording, reader.settings), plot, title=title)
-        print_status(f"picture: {plot}")
+        _draw(recording, reader, plot, title)
     if predictions is not None:
-        write_json(predictions, evaluation.predictions(recording, reader.settings))
-        print_status(f"predictions: {predictions}")
+        _write_predictions(recording, reader, predictions)
     if as_json:
         print_json(report)
     else:
-        _print_report(report)
+        print_evaluation(report)
         if table is not None:
-            _print_codecs(table, edge_layers)
+            print_codecs(table, edge_layers)
 
 
-def choose_questions(
-    questions: Sequence[Question], half: Half, limit: int | None
-) -> list[Question]:
-    """The first `limit` questions of a half."""
-    from cloud_worker.training.squad_files import split_articles
-
-    calibration, report = split_articles(questions)
-    halves = {Half.ALL: list(questions), Half.CALIBRATION: calibration, Half.REPORT: report}
-    chosen = halves[half][:limit]
-    if not chosen:
+def _edge_layers(reader: Reader, wanted: int | None) -> int:
+    """The device's last layer: the wanted one, or the model's own."""
+    edge_layers = wanted or reader.settings.default_edge_layers
+    if edge_layers > reader.config.layers:
         raise CommandError(
-            f"the {half.value} half holds no question (the file has a single article); "
-            "use --half all, or a file with more articles",
+            f"--max-edge-layers {edge_layers} is more than the {reader.config.layers} layers of "
+            f"{reader.name}; give 1..{reader.config.layers}",
             exit_status=2,
         )
-    return chosen
+    return edge_layers
 
 
-@contextmanager
-def progress_bar(label: str, unit: str = "windows") -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; the value is called with (units done, units in all)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _record(reader: Reader, questions: list[Question]) -> tuple[Recording, float]:
+    """What every exit says of every question, and the seconds that it took."""
+    from cloud_worker.training.recording import record
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    started = time.perf_counter()
+    with progress_bar("evaluating") as progress:
+        recording = record(reader, questions, progress=progress)
+    return recording, time.perf_counter() - started
 
 
-def write_json(path: Path, document: object) -> None:
-    """Write a JSON file. Raises `CommandError` when the path cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}; give another path") from error
-
-
-def metric_cells(metrics: dict[str, Any]) -> list[str]:
-    """The cells of a table row under `METRIC_COLUMNS`."""
-    names = ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1")
-    return [f"{metrics[name]:.2f}" if name in metrics else "" for name in names]
-
-
-METRIC_COLUMNS = ("F1", "exact", "HasAns F1", "HasAns exact", "NoAns F1")
-
-
-def _measure_codecs(
-    reader: Reader, recording: Recording, codec: str, edge_layers: int, *, everything: bool
-) -> CodecTable:
-    """The offloaded questions through one codec, or through all and as token ids."""
-    from cloud_worker.training.codec_evaluation import evaluate_codecs
+def _codec_names(reader: Reader, codec: str | None, edge_layers: int) -> tuple[str, ...]:
+    """The codecs to measure: none, one, or all and the token ids."""
     from reader.codecs import TOKENS
 
     known = (*reader.codecs.names(edge_layers), TOKENS)
+    if codec is None:
+        return ()
     if codec not in ("all", *known):
         raise CommandError(
             f"--codec {codec}: {reader.name} has {', '.join(known)} after layer {edge_layers}, "
             "or all of them",
             exit_status=2,
         )
+    return known if codec == "all" else (codec,)
+
+
+def _measure_codecs(
+    reader: Reader,
+    recording: Recording,
+    codecs: tuple[str, ...],
+    edge_layers: int,
+    *,
+    everything: bool,
+) -> CodecTable:
+    """The offloaded questions through each codec."""
+    from cloud_worker.training.codec_evaluation import evaluate_codecs
+
     with progress_bar("codecs") as progress:
         return evaluate_codecs(
             reader,
             recording,
-            known if codec == "all" else (codec,),
+            codecs,
             edge_layers=edge_layers,
             everything=everything,
             progress=progress,
         )
 
 
-def _print_codecs(table: CodecTable, edge_layers: int) -> None:
-    rows: list[list[object]] = [
-        [
-            row.codec,
-            f"{row.f1:.2f}",
-            f"{row.f1_loss:+.2f}",
-            row.changed,
-            f"{row.bytes_a_question:,.0f}",
-            f"{row.bytes_a_token:.1f}",
-        ]
-        for row in table.rows
-    ]
-    columns = ("codec", "F1", "loss", "other answers", "bytes a question", "a token")
-    title = (
-        f"{table.questions} questions handed over after layer {edge_layers} "
-        f"({table.windows} windows, {table.tokens} tokens)"
-    )
-    print_table(columns, rows, title)
+def _save_losses(model: str, edge_layers: int, table: CodecTable) -> None:
+    """Keep what the codecs lose in the model's folder, for `codec = auto`."""
+    from reader.codecs import LOSSES_FILE, save_losses
+    from reader.weights import resolve_model_folder
+
+    folder = resolve_model_folder(model)
+    save_losses(folder, edge_layers, table.losses)
+    print_status(f"losses: {folder / LOSSES_FILE}")
 
 
-def _print_report(report: dict[str, Any]) -> None:
-    policy = report["policy"]
-    rows: list[list[object]] = [
-        [f"exit {metrics['layer']}", *metric_cells(metrics), f"{metrics['layer']:.2f}"]
-        for metrics in report["exits"]
-    ]
-    rows.append(["policy", *metric_cells(policy), f"{policy['mean_exit_layer']:.2f}"])
-    helped = report["with_worker"]
-    rows.append(["with a worker", *metric_cells(helped), f"{helped['mean_layers_run']:.2f}"])
-    title = (
-        f"{report['model']} on {report['data']} ({report['half']}): "
-        f"{report['questions']} questions in {report['seconds']:.0f} s"
-    )
-    print_table(("", *METRIC_COLUMNS, "mean layer"), rows, title)
-    histogram = ", ".join(f"{layer}: {n}" for layer, n in policy["exit_histogram"].items() if n)
-    typer.echo(f"criterion {policy['criterion']}; questions by exit layer: {histogram}")
-    typer.echo(
-        f"answered on the device (at most {policy['max_edge_layers']} layers): "
-        f"{100 * policy['edge_share']:.1f} %"
-    )
+def _draw(recording: Recording, reader: Reader, path: Path, title: str) -> None:
+    from cloud_worker.training.evaluation import frontier
+    from cloud_worker.training.plots import plot_frontier
+
+    plot_frontier(frontier(recording, reader.settings), path, title=title)
+    print_status(f"picture: {path}")
+
+
+def _write_predictions(recording: Recording, reader: Reader, path: Path) -> None:
+    """Answers in the official format. Raises CommandError when the path cannot be written."""
+    from cloud_worker.training.evaluation import predictions
+
+    document = predictions(recording, reader.settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}; give another path") from error
+    print_status(f"predictions: {path}")

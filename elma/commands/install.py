@@ -1,7 +1,8 @@
-"""`elma install edge`, `worker`, `publisher`: a bundle becomes a machine that systemd can start.
+"""`elma install edge`, `worker`, `publisher`, ...: a bundle becomes what systemd can start.
 
     elma install edge --bundle bundles/kitchen --dry-run
     elma install edge --bundle bundles/kitchen
+    elma install broker --folder /var/lib/elma-broker
 
 Inputs: a bundle of `elma enroll`. Outputs: settings, keys and a unit below `--root`; on stdout,
 what to do next. Nothing is started, nothing secret is printed. Neighbour: `elma.installing`.
@@ -17,7 +18,10 @@ import typer
 from elma.output import CommandError, JsonOption, print_json
 
 if TYPE_CHECKING:
-    from elma.installing import Layout, Role
+    from pathlib import PurePosixPath
+
+    from elma.installed_roles import Role
+    from elma.installing import Layout
 
 app = typer.Typer(help="Lay a bundle out for systemd.", no_args_is_help=True)
 
@@ -27,6 +31,10 @@ ProgramOption = Annotated[
     Path | None,
     typer.Option(help="The `elma` that the unit starts. Default: the Debian package's."),
 ]
+PortOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Port of its HTTP interface, for the second on a machine."),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say it, and write nothing.")]
 
 
@@ -35,11 +43,21 @@ def edge(
     bundle: BundleOption,
     root: RootOption = Path("/"),
     program: ProgramOption = None,
+    textfile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also bring its metrics to node_exporter, which reads text files in this folder "
+            "(Debian's: /var/lib/prometheus/node-exporter)."
+        ),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make this machine the device that the bundle names; again with a newer bundle renews it."""
-    _install("edge", bundle, root, program, dry_run, as_json)
+    from pathlib import PurePosixPath
+
+    folder = None if textfile is None else PurePosixPath(textfile)
+    _install("edge", bundle, root, program, dry_run, as_json, textfile_folder=folder)
 
 
 @app.command()
@@ -47,11 +65,12 @@ def worker(
     bundle: BundleOption,
     root: RootOption = Path("/"),
     program: ProgramOption = None,
+    http_port: PortOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add the worker that the bundle names to this machine."""
-    _install("worker", bundle, root, program, dry_run, as_json)
+    _install("worker", bundle, root, program, dry_run, as_json, http_port=http_port)
 
 
 @app.command()
@@ -59,15 +78,73 @@ def publisher(
     bundle: BundleOption,
     root: RootOption = Path("/"),
     program: ProgramOption = None,
+    http_port: PortOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make this machine the one that runs the rollout service; no signing key goes there."""
-    _install("publisher", bundle, root, program, dry_run, as_json)
+    _install("publisher", bundle, root, program, dry_run, as_json, http_port=http_port)
+
+
+@app.command()
+def publishing(
+    bundle: BundleOption,
+    root: RootOption = Path("/"),
+    program: ProgramOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the command `elma-publisher`, which works in the rollout service's store, as its user.
+
+    It takes what `elma` takes: `elma-publisher publish MODEL`, `elma-publisher rollout status`. Its
+    bundle is another than the service's: a name at the broker has one connection.
+    """
+    _install("publishing", bundle, root, program, dry_run, as_json)
+
+
+@app.command()
+def monitor(
+    bundle: BundleOption,
+    root: RootOption = Path("/"),
+    program: ProgramOption = None,
+    http_port: PortOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make this machine the one that shows Prometheus what devices report over MQTT."""
+    _install("monitor", bundle, root, program, dry_run, as_json, http_port=http_port)
+
+
+@app.command()
+def broker(
+    folder: Annotated[Path, typer.Option(help="The folder of `elma broker init`.")] = Path(
+        "/var/lib/elma-broker"
+    ),
+    root: RootOption = Path("/"),
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have this machine's mosquitto.service run what `elma broker init` made."""
+    from pathlib import PurePosixPath
+
+    from elma.installing import plan_broker
+
+    _must_be_a_folder(root)
+    if not folder.is_absolute():
+        raise CommandError(f"--folder {folder}: systemd needs an absolute path", exit_status=2)
+    _finish(plan_broker(PurePosixPath(folder), root), dry_run, as_json)
 
 
 def _install(
-    role: Role, bundle: Path, root: Path, program: Path | None, dry_run: bool, as_json: bool
+    role: Role,
+    bundle: Path,
+    root: Path,
+    program: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    http_port: int | None = None,
+    textfile_folder: PurePosixPath | None = None,
 ) -> None:
     from pathlib import PurePosixPath
 
@@ -75,17 +152,23 @@ def _install(
 
     if program is not None and not program.is_absolute():
         raise CommandError(f"--program {program}: systemd needs an absolute path", exit_status=2)
+    _must_be_a_folder(root)
+    chosen = None if program is None else PurePosixPath(program)
+    layout = plan_layout(
+        role, bundle, root, chosen, http_port=http_port, textfile_folder=textfile_folder
+    )
+    _finish(layout, dry_run, as_json)
+
+
+def _must_be_a_folder(root: Path) -> None:
     if not root.is_dir():
         raise CommandError(f"--root {root} is not a folder", exit_status=2)
-    chosen = None if program is None else PurePosixPath(program)
-    layout = plan_layout(role, bundle, root, chosen)
+
+
+def _finish(layout: Layout, dry_run: bool, as_json: bool) -> None:
+    """Write it, and say what was written and what to do next."""
     if not dry_run:
         layout.write()
-    _print(layout, dry_run, as_json)
-
-
-def _print(layout: Layout, dry_run: bool, as_json: bool) -> None:
-    next_steps = ["systemctl daemon-reload", f"systemctl enable --now {layout.service}"]
     if as_json:
         written = [{"path": str(file.path), "mode": f"{file.mode:04o}"} for file in layout.files]
         print_json(
@@ -94,10 +177,10 @@ def _print(layout: Layout, dry_run: bool, as_json: bool) -> None:
                 "service": layout.service,
                 "dry_run": dry_run,
                 "files": written,
-                "next": next_steps,
+                "next": layout.next_steps,
             }
         )
         return
     for file in layout.files:
         typer.echo(f"{'would write' if dry_run else 'wrote'} {file.path} (mode {file.mode:04o})")
-    typer.echo(f"next: {' && '.join(next_steps)}")
+    typer.echo(f"next: {' && '.join(layout.next_steps)}")

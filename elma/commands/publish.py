@@ -7,31 +7,35 @@
     elma publish --signature release.signed
 
 Input: a model folder, or an old version; keys; the broker. Output: what was sent, as text or JSON.
-Neighbours: `elma.publishing` does the steps, `elma.release_options` has what these verbs share.
+Neighbours: `elma.publish_options` has the options, `elma.publishing` does the steps.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from elma.option_groups import spread
 from elma.output import CommandError, JsonOption, print_json, print_status
+from elma.publish_options import CheckOptionGroup, Delivery, Signing, TermOptions, What
 from elma.release_options import (
-    BrokerHostOption,
-    BrokerPortOption,
-    ChannelOption,
-    ConfigOption,
-    KeyOption,
-    PublicOption,
-    StoreOption,
+    Place,
+    bytes_bar,
     days_left,
+    file_error,
+    files_of_the_call,
     megabytes,
-    publisher_settings,
+    percent,
 )
 
-DAY_SECONDS = 86_400.0
+if TYPE_CHECKING:
+    from elma.publishing import Content, Publishing, Terms
+    from elma.release_checks import CheckOptions
+    from publisher.settings import PublisherSettings
+    from publisher.store import Record
+
 BUSY_SECONDS = 60.0
 """How long to wait for the rollout service, when it is just filling the broker again."""
 
@@ -41,127 +45,123 @@ def register(app: typer.Typer) -> None:
     app.command("publish")(publish)
 
 
+@spread
 def publish(
-    model: Annotated[
-        str | None, typer.Argument(help="A model folder, or the name of a shipped model.")
-    ] = None,
-    channel: ChannelOption = None,
-    key: KeyOption = None,
-    publisher_public: PublicOption = None,
-    store: StoreOption = None,
-    stage: Annotated[
-        str | None, typer.Option(help="Share of the edges that take it first. Default: all.")
-    ] = None,
-    rollback: Annotated[
-        int | None, typer.Option(min=1, help="Publish this version's content as a new version.")
-    ] = None,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Publish the current release with a later expiry.")
-    ] = False,
-    prepare: Annotated[
-        Path | None, typer.Option(help="Write what `elma sign` signs elsewhere; send nothing.")
-    ] = None,
-    key_id: Annotated[
-        str | None, typer.Option(help="For --prepare: who will sign. Default: the newest key.")
-    ] = None,
-    signature: Annotated[
-        Path | None, typer.Option(help="Publish what was prepared and signed: `elma sign`'s file.")
-    ] = None,
-    resend: Annotated[
-        bool,
-        typer.Option("--resend", help="Send every chunk again, whatever the broker has."),
-    ] = False,
-    as_is: Annotated[
-        bool,
-        typer.Option("--as-is", help="Send plain floats as they are. Default: packed as int8."),
-    ] = False,
-    canaries: Annotated[
-        Path | None,
-        typer.Option(help="SQuAD JSON of questions to choose canaries from. Default: ours."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="SQuAD JSON to compare F1 on with the current release.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first questions of --data.")
-    ] = None,
-    max_f1_drop: Annotated[float, typer.Option(help="F1 points that the release may lose.")] = 0.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Publish although it is worse than the current one.")
-    ] = False,
-    note: Annotated[str, typer.Option(help="For people; stands in the manifest.")] = "",
-    expires_days: Annotated[
-        float, typer.Option(min=0.001, help="After this the manifest is taken by nobody.")
-    ] = 30.0,
-    url: Annotated[
-        list[str] | None, typer.Option(help="https://... where blobs can be had. May be repeated.")
-    ] = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Also copy the blobs into this folder, for a web server.")
-    ] = None,
-    wait_seconds: Annotated[
-        float, typer.Option(min=0.0, help="How long to wait for workers to load it.")
-    ] = 300.0,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait for the workers.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, envvar="ELMA_THREADS", help="CPU threads of the checks.")
-    ] = None,
-    config: ConfigOption = None,
-    broker_host: BrokerHostOption = None,
-    broker_port: BrokerPortOption = None,
+    what: What,
+    place: Place,
+    signing: Signing,
+    checks: CheckOptionGroup,
+    terms: TermOptions,
+    delivery: Delivery,
     as_json: JsonOption = False,
 ) -> None:
     """Check a model, sign it, and bring it to every edge of a channel; or go back to an old one.
 
     What was interrupted is finished by the same command: it goes on where it was.
     """
-    from elma.publishing import Content, Publishing, Terms
+    from elma.publishing import Publishing, Terms
     from elma.release_checks import CheckOptions
     from protocol.key_files import load_publisher_public
     from publisher.line import Line
-    from publisher.packing import is_packed, pack
     from publisher.rollout import parse_share
     from publisher.store import PublisherStore
-    from reader.weights import resolve_model_folder
 
-    _check_call(model, rollback, refresh, signature, prepare)
-    _check_urls(url or [])
-    settings = publisher_settings(
-        config, channel, store, publisher_public, key, broker_host, broker_port
-    )
-    share = None if stage is None else parse_share(stage)
-    trust = load_publisher_public(settings.publisher_public_key_file)
-    publisher_store = PublisherStore(settings.store)
-    folder = resolve_model_folder(model) if model else None
-    if folder is not None and not as_is and not is_packed(folder):
-        print_status(f"packing {folder.name} for devices: matrices in int8, embeddings in int4")
-        folder = pack(folder, settings.store / "packed")
-    content = Content(folder, rollback, refresh)
-    terms = Terms(expires_days * DAY_SECONDS, note, tuple(url or ()))
-    checks = CheckOptions(canaries, data, limit, max_f1_drop, force, threads)
+    what.check()
+    if signing.prepare is not None and what.signature is not None:
+        raise CommandError("--prepare comes before --signature, not with it", exit_status=2)
+    chosen = Terms(terms.expires_seconds, terms.note, terms.urls())
+    share = None if delivery.stage is None else parse_share(delivery.stage)
+    settings = place.settings(signing.key)
+    with files_of_the_call():
+        trust = load_publisher_public(settings.publisher_public_key_file)
+    _refuse_the_services_account(settings)
+    store = PublisherStore(settings.store)
+    content, options = _content_of(what, settings), CheckOptions(**vars(checks))
     with Line(settings.broker, settings.channel) as line:
         line.wait_ready(settings.broker.connect_timeout_seconds * 3)
-        work = Publishing(publisher_store, settings.channel, trust, line, print_status)
-        with publisher_store.publishing(BUSY_SECONDS):
-            if prepare is not None:
-                manifest, _ = work.draft(content, terms, _signer(key_id, trust), checks)
-                _write_prepared(prepare, manifest)
-                _print_prepared(prepare, manifest, as_json)
-                return
-            if signature is not None:
-                record = _read_signed(signature, settings.channel, work)
+        work = Publishing(store, settings.channel, trust, line, print_status)
+        if signing.prepare is not None:
+            with store.publishing(BUSY_SECONDS):
+                _prepare(work, signing, content, chosen, options, as_json)
+            return
+        with store.publishing(BUSY_SECONDS):
+            if what.signature is not None:
+                record = _read_signed(what.signature, settings.channel, work)
             else:
-                record = _sign_here(work, settings.key_file, content, terms, checks)
-            with _bytes_bar() as progress:
-                work.send(record, progress, resend=resend)
-        work.roll_out(record, share, None if no_wait else wait_seconds, note)
-        report = work.finish(record, export)
+                record = _sign_here(work, settings.key_file, content, chosen, options)
+            with bytes_bar("uploading") as progress:
+                work.send(record, progress, resend=delivery.resend)
+        wait_seconds = None if delivery.no_wait else delivery.wait_seconds
+        work.roll_out(record, share, wait_seconds, chosen.note or "")
+        report = work.finish(record, delivery.export)
     print_json(report) if as_json else _print_report(report)
 
 
-def _sign_here(work: Any, key_file: Path | None, content: Any, terms: Any, checks: Any) -> Any:
+def _refuse_the_services_account(settings: PublisherSettings) -> None:
+    """Two with one account at the broker throw each other out; raises CommandError before that."""
+    from publisher.beside import account_of, hear_service
+
+    account = account_of(settings)
+    heard = None if account is None else hear_service(settings.store, settings.channel)
+    if heard is not None and heard.account == account:
+        raise CommandError(
+            f"the rollout service of this machine (process {heard.pid}) is connected as {account}, "
+            "and this command would throw it out: give it an account of its own (`elma "
+            "enroll-publisher NAME`, then --config of that bundle, with the same --store)",
+            exit_status=2,
+        )
+
+
+def _content_of(what: What, settings: PublisherSettings) -> Content:
+    """What is to be published; a folder of plain floats is packed. Raises CommandError for a model
+    that is not there, PublisherStoreError."""
+    from elma.publishing import Content
+    from publisher.packing import PACKED_FOLDER, is_packed, pack
+    from reader.errors import ReaderError
+    from reader.weights import resolve_model_folder
+
+    if what.model is None:
+        return Content(None, what.rollback, what.refresh)
+    try:
+        folder = resolve_model_folder(what.model)
+    except ReaderError as error:
+        raise CommandError(str(error), exit_status=2) from error
+    if not what.as_is and not is_packed(folder):
+        print_status(f"packing {folder.name} for devices: matrices in int8, embeddings in int4")
+        folder = pack(folder, settings.store / PACKED_FOLDER)
+    return Content(folder)
+
+
+def _prepare(
+    work: Publishing,
+    signing: Signing,
+    content: Content,
+    terms: Terms,
+    checks: CheckOptions,
+    as_json: bool,
+) -> None:
+    """Write what `elma sign` signs, and say so."""
+    from elma.publishing import describe_manifest
+    from publisher.prepared import prepare
+
+    assert signing.prepare is not None  # noqa: S101 - or we would not be here
+    path = signing.prepare
+    manifest, _ = work.draft(content, terms, _signer(signing.key_id, work.trust), checks)
+    try:
+        path.write_bytes(prepare(work.store, manifest).encode())
+    except OSError as error:
+        raise file_error("write", path, error) from error
+    if as_json:
+        print_json({**describe_manifest(manifest), "prepared_file": str(path)})
+        return
+    typer.echo(f"prepared version {manifest.version} of channel {manifest.channel}: {path}")
+    typer.echo(f"release {manifest.release}")
+    typer.echo("next: elma sign (where the key is), then elma publish --signature FILE here")
+
+
+def _sign_here(
+    work: Publishing, key_file: Path | None, content: Content, terms: Terms, checks: CheckOptions
+) -> Record:
     """The record of an earlier run of the same command, or a new one. Raises CommandError."""
     from protocol.key_files import load_publisher_secret
 
@@ -171,42 +171,14 @@ def _sign_here(work: Any, key_file: Path | None, content: Any, terms: Any, check
             "it signed on another machine",
             exit_status=2,
         )
-    key = load_publisher_secret(key_file)
-    begun = work.begun(content, key.key_id)
+    with files_of_the_call():
+        key = load_publisher_secret(key_file)
+    begun = work.begun(content, terms, checks, key.key_id)
     if begun is not None:
         return begun
-    work.trust.keys().public_of(key.key_id)  # refused before the work, not after it
+    work.may_sign(key.key_id)  # refused before the work, not after it
     manifest, verdict = work.draft(content, terms, key.key_id, checks)
     return work.sign(manifest, key, verdict)
-
-
-def _check_urls(urls: list[str]) -> None:
-    """Raises CommandError for an address that no device would ask."""
-    from releases.https_transport import httpx_url, is_allowed
-
-    for url in urls:
-        if not is_allowed(httpx_url(url)):
-            raise CommandError(
-                f"--url {url}: devices take https addresses only (and http of their own machine)",
-                exit_status=2,
-            )
-
-
-def _check_call(
-    model: str | None,
-    rollback: int | None,
-    refresh: bool,
-    signature: Path | None,
-    prepare: Path | None,
-) -> None:
-    given = [model is not None, rollback is not None, refresh, signature is not None]
-    if sum(given) != 1:
-        raise CommandError(
-            "give one thing to publish: MODEL, --rollback VERSION, --refresh or --signature FILE",
-            exit_status=2,
-        )
-    if prepare is not None and signature is not None:
-        raise CommandError("--prepare comes before --signature, not with it", exit_status=2)
 
 
 def _signer(key_id: str | None, trust: Any) -> str:
@@ -215,20 +187,15 @@ def _signer(key_id: str | None, trust: Any) -> str:
     chosen = key_id or next(reversed(keys.keys), None)
     if chosen is None:
         raise CommandError("no key may sign: `elma keys publisher --rotate` makes one")
-    keys.public_of(chosen)
+    if chosen not in keys.keys:
+        raise CommandError(
+            f"key {chosen} may not sign releases; these may: {', '.join(keys.keys) or 'none'}",
+            exit_status=2,
+        )
     return str(chosen)
 
 
-def _write_prepared(path: Path, manifest: Any) -> None:
-    from publisher.making import signing_payload
-
-    try:
-        path.write_bytes(signing_payload(manifest))
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _read_signed(path: Path, channel: str, work: Any) -> Any:
+def _read_signed(path: Path, channel: str, work: Publishing) -> Record:
     """The record of what `elma sign` wrote. Raises CommandError, SigningError."""
     from protocol.errors import MalformedMessage
     from protocol.manifest import SignedManifest, decode_manifest
@@ -238,7 +205,7 @@ def _read_signed(path: Path, channel: str, work: Any) -> Any:
         signed = SignedManifest.decode(path.read_bytes())
         found = decode_manifest(signed.payload).channel
     except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+        raise file_error("read", path, error) from error
     except MalformedMessage as error:
         raise CommandError(
             f"{path} is no signed manifest ({error}); `elma sign` writes one", exit_status=2
@@ -246,17 +213,6 @@ def _read_signed(path: Path, channel: str, work: Any) -> Any:
     if found != channel:
         raise CommandError(f"{path} is for channel {found}; give --channel {found}", exit_status=2)
     return keep_signed(work.store, signed, work.trust)
-
-
-def _print_prepared(path: Path, manifest: Any, as_json: bool) -> None:
-    from elma.publishing import describe_manifest
-
-    if as_json:
-        print_json({**describe_manifest(manifest), "prepared_file": str(path)})
-        return
-    typer.echo(f"prepared version {manifest.version} of channel {manifest.channel}: {path}")
-    typer.echo(f"release {manifest.release}")
-    typer.echo("next: elma sign (where the key is), then elma publish --signature FILE here")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -279,12 +235,6 @@ def _print_report(report: dict[str, Any]) -> None:
     if report.get("workers"):
         typer.echo(f"loaded by {', '.join(report['workers'])}")
     paused = ", paused" if report["paused"] else ""
-    typer.echo(f"rollout: {100 * report['share']:g} % of the edges{paused}")
+    typer.echo(f"rollout: {percent(report['share'])} of the edges{paused}")
     if report["chunks_cleared"]:
         typer.echo(f"cleared {report['chunks_cleared']} chunks that no kept release uses")
-
-
-def _bytes_bar() -> Any:
-    from elma.release_options import bytes_bar
-
-    return bytes_bar("uploading")

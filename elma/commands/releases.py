@@ -1,25 +1,19 @@
 """`elma releases`: channels, versions, who runs what, and what failed where and why.
 
 Input: the publisher's store, and what the broker retains. Output: tables, or JSON. Neighbours:
-`publisher.fleet` gathers, `elma.fleet_report` makes the document; nothing is changed here.
+`elma.channel_view` gathers, `elma.fleet_report` makes the document; nothing is changed here.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from elma.option_groups import spread
 from elma.output import JsonOption, print_json, print_table
-from elma.release_options import (
-    BrokerHostOption,
-    BrokerPortOption,
-    ChannelOption,
-    ConfigOption,
-    PublicOption,
-    StoreOption,
-    days_left,
-)
+from elma.release_options import Place, days_left, files_of_the_call
 
 SHOWN_EDGES = 50
 
@@ -29,37 +23,46 @@ def register(app: typer.Typer) -> None:
     app.command("releases")(releases)
 
 
+@spread
 def releases(
-    channel: ChannelOption = None,
-    store: StoreOption = None,
-    publisher_public: PublicOption = None,
+    place: Place,
     offline: Annotated[
         bool, typer.Option("--offline", help="Only what the store knows; ask no broker.")
     ] = False,
-    config: ConfigOption = None,
-    broker_host: BrokerHostOption = None,
-    broker_port: BrokerPortOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List channels, versions and expiry; which edges run, load or refused what; the workers."""
+    """List channels, versions and expiry; which edges run, load or refused what; the workers.
+
+    \b
+    First table, a line for each version that was signed here:
+      release     the content, by its digest: two versions may have the same
+      signed by   the signing key; "expires in": until then devices take the manifest
+      state       current: what the channel shows; published: what it showed; signed: not yet shown
+    Second table, a line for each edge that was heard of within a week:
+      state       active: answers, wants nothing; downloading; verified: proves itself; failed; init
+      runs        the release that it answers with, and as which version of the channel
+      goes to     the release that it fetches, proves or failed with, and as which version
+    Third table, a line for each worker: the releases that it has loaded, is loading, could not
+    load, and why.
+    """
+    from elma.channel_view import channel_view
     from elma.fleet_report import fleet_report, store_report
     from protocol.key_files import load_publisher_public
-    from publisher.line import Line
     from publisher.store import PublisherStore
 
-    settings = publisher_settings_of(
-        config, channel, store, publisher_public, broker_host, broker_port
-    )
+    settings = place.settings()
     known = PublisherStore.open(settings.store)
-    names = [settings.channel] if channel else sorted({*known.channels(), settings.channel})
+    is_named = place.channel is not None
+    names = [settings.channel] if is_named else sorted({*known.channels(), settings.channel})
     report: dict[str, Any] = {"channels": {}}
     for name in names:
         document: dict[str, Any] = store_report(known, name)
         if not offline:
-            trust = load_publisher_public(settings.publisher_public_key_file)
-            with Line(settings.broker, name) as line:
-                line.wait_ready(settings.broker.connect_timeout_seconds * 3)
-                document |= fleet_report(line.view.picture(), trust, name)
+            with files_of_the_call():
+                trust = load_publisher_public(settings.publisher_public_key_file)
+            of_channel = replace(place, channel=name).settings()
+            with channel_view(of_channel) as channel:
+                document |= fleet_report(channel.fleet, trust, name)
         report["channels"][name] = document
     if as_json:
         print_json(report)
@@ -68,18 +71,19 @@ def releases(
         print_channel(name, document)
 
 
-def publisher_settings_of(*values: Any) -> Any:
-    """The settings of options without a key; see `elma.release_options`."""
-    from elma.release_options import publisher_settings
-
-    config, channel, store, publisher_public, broker_host, broker_port = values
-    return publisher_settings(
-        config, channel, store, publisher_public, None, broker_host, broker_port
-    )
-
-
 def print_channel(name: str, document: dict[str, Any]) -> None:
     """One channel for a person."""
+    from elma.stage_text import print_shown
+
+    _print_versions(name, document["versions"])
+    if "shown" not in document:
+        return
+    print_shown(document)
+    _print_edges(document["edges"])
+    _print_workers(document["workers"])
+
+
+def _print_versions(channel: str, versions: list[dict[str, Any]]) -> None:
     rows = [
         [
             one["version"],
@@ -91,15 +95,14 @@ def print_channel(name: str, document: dict[str, Any]) -> None:
             one["state"],
             one["note"],
         ]
-        for one in document["versions"]
+        for one in versions
     ]
-    columns = ("version", "name", "release", "key", "expires in", "F1", "state", "note")
-    print_table(columns, rows, f"channel {name}")
-    if "shown" not in document:
-        return
-    print_shown(document)
-    edges = document["edges"]
-    shown = [
+    columns = ("version", "name", "release", "signed by", "expires in", "F1", "state", "note")
+    print_table(columns, rows, f"channel {channel}: versions")
+
+
+def _print_edges(edges: list[dict[str, Any]]) -> None:
+    rows = [
         [
             one["edge"],
             "yes" if one["is_online"] else "no",
@@ -112,11 +115,23 @@ def print_channel(name: str, document: dict[str, Any]) -> None:
         ]
         for one in edges[:SHOWN_EDGES]
     ]
-    headings = ("edge", "online", "state", "runs", "version", "target", "version", "reason")
-    print_table(headings, shown, f"edges: {len(edges)}")
+    columns = (
+        "edge",
+        "online",
+        "state",
+        "runs",
+        "runs version",
+        "goes to",
+        "goes to version",
+        "reason",
+    )
+    print_table(columns, rows, f"edges: {len(edges)}")
     if len(edges) > SHOWN_EDGES:
         typer.echo(f"and {len(edges) - SHOWN_EDGES} more; --json lists all")
-    workers = [
+
+
+def _print_workers(workers: list[dict[str, Any]]) -> None:
+    rows = [
         [
             one["worker"],
             "yes" if one["is_online"] else "no",
@@ -124,28 +139,7 @@ def print_channel(name: str, document: dict[str, Any]) -> None:
             ", ".join(release[:12] for release in one["loading"]),
             "; ".join(f"{release[:12]}: {why}" for release, why in one["failed"].items()),
         ]
-        for one in document["workers"]
+        for one in workers
     ]
-    print_table(
-        ("worker", "online", "loaded", "loading", "failed"), workers, f"workers: {len(workers)}"
-    )
-
-
-def print_shown(document: dict[str, Any]) -> None:
-    """What the channel shows now, and how far its rollout is."""
-    shown, order = document["shown"], document["rollout"]
-    if shown is None:
-        typer.echo("the broker shows no manifest of this channel that a device would take")
-        return
-    text = f"the broker shows version {shown['version']}"
-    if order is None:
-        text += "; no edge was told to take it"
-    else:
-        text += f"; {100 * order['share']:g} % of the edges may take it"
-        if order["paused"]:
-            text += f"; PAUSED: {order['reason'] or 'no reason given'}"
-    counts = document["counts"]
-    typer.echo(
-        f"{text}. Edges: {counts['active']} run it, {counts['under_way']} are on their way, "
-        f"{counts['failed']} failed, {counts['waiting']} have another one"
-    )
+    columns = ("worker", "online", "has loaded", "is loading", "could not load")
+    print_table(columns, rows, f"workers: {len(workers)}")

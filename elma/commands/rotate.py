@@ -1,23 +1,28 @@
-"""`elma keys rotate`: a new pool key, for workers at once and for devices with their next start.
+"""`elma keys rotate`: a new pool key, for workers at once, for devices as soon as they have it.
 
     elma keys rotate --keys elma-keys --bundles bundles
 
-Inputs: the pool's key folder, and a folder of bundles as `elma enroll` wrote them. Outputs: the new
-key in the pool's files and in each bundle's copy of them. Two keys live at a time: devices go on
-with the one before, and the one before that counts no more. Neighbours: `elma.commands.keys`, whose
-group this verb joins; `protocol.key_files`.
+Inputs: the pool's key folder, a folder of bundles as `elma enroll` wrote them, and the broker's,
+which knows who is revoked. Outputs: the new key in the pool's files and in each bundle's copy of
+them, but not in those of revoked members. Two keys live at a time: devices go on with the one
+before, and the one before that counts no more. Running workers and devices read the new files by
+themselves. Neighbours: `elma.commands.keys`, whose group this verb joins; `protocol.key_files`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elma.commands.enroll import DEFAULT_KEYS, KeysOption
+from elma.commands.enroll import DEFAULT_BROKER, DEFAULT_KEYS, BrokerOption, KeysOption
 from elma.commands.keys import next_id
+from elma.extras import require_extra
 from elma.output import CommandError, JsonOption, print_json
+
+if TYPE_CHECKING:
+    from protocol.keys import PoolKeys
 
 
 def register(group: typer.Typer) -> None:
@@ -31,6 +36,7 @@ def rotate(
         Path | None,
         typer.Option(help="Folder of bundles whose copies of the pool's keys change as well."),
     ] = None,
+    broker: BrokerOption = DEFAULT_BROKER,
     as_json: JsonOption = False,
 ) -> None:
     """Add a key to the pool; the one before stays live, an older one counts no more."""
@@ -38,7 +44,6 @@ def rotate(
         POOL_PUBLIC_NAME,
         POOL_SECRET_NAME,
         load_pool_keys,
-        load_pool_public,
         save_pool_keys,
         save_pool_public,
     )
@@ -48,12 +53,8 @@ def rotate(
     old = load_pool_keys(keys / POOL_SECRET_NAME)
     new = old.rotate(next_id(old.current_id))
     found = [] if bundles is None else sorted(path for path in bundles.iterdir() if path.is_dir())
-    # Copies of another pool's keys stay as they are.
-    secrets = [path / POOL_SECRET_NAME for path in found if (path / POOL_SECRET_NAME).exists()]
-    secrets = [path for path in secrets if load_pool_keys(path).public == old.public]
-    publics = [path / POOL_PUBLIC_NAME for path in found if (path / POOL_PUBLIC_NAME).exists()]
-    ours = [old.public_of(key_id) for key_id in old.ids]
-    publics = [path for path in publics if load_pool_public(path) in ours]
+    revoked = _revoked(found, broker)
+    secrets, publics = _copies([path for path in found if path not in revoked], old)
     # Workers first: a device may use the new key from the moment it has it.
     for path in (keys / POOL_SECRET_NAME, *secrets):
         save_pool_keys(path, new, replace=True)
@@ -69,6 +70,7 @@ def rotate(
                 "dropped_key_ids": dropped,
                 "fingerprint": new.public.fingerprint,
                 "changed_copies": changed,
+                "revoked_bundles": [str(path) for path in revoked],
             }
         )
         return
@@ -77,4 +79,38 @@ def rotate(
         typer.echo(f"counts no more: {', '.join(dropped)}")
     for copy in changed:
         typer.echo(f"changed: {copy}")
-    typer.echo("workers read it by themselves; bring pool-public.json to each device, restart it")
+    for path in revoked:
+        typer.echo(f"left as it is: {path} (its certificate is revoked)")
+    typer.echo("bring pool-secret.json to workers elsewhere, then pool-public.json to each device")
+
+
+def _copies(bundles: list[Path], old: PoolKeys) -> tuple[list[Path], list[Path]]:
+    """The workers' and the devices' copies of this pool's keys; those of another pool stay."""
+    from protocol.key_files import (
+        POOL_PUBLIC_NAME,
+        POOL_SECRET_NAME,
+        load_pool_keys,
+        load_pool_public,
+    )
+
+    secrets = [path / POOL_SECRET_NAME for path in bundles if (path / POOL_SECRET_NAME).exists()]
+    secrets = [path for path in secrets if load_pool_keys(path).public == old.public]
+    publics = [path / POOL_PUBLIC_NAME for path in bundles if (path / POOL_PUBLIC_NAME).exists()]
+    ours = [old.public_of(key_id) for key_id in old.ids]
+    return secrets, [path for path in publics if load_pool_public(path) in ours]
+
+
+def _revoked(bundles: list[Path], broker: Path) -> list[Path]:
+    """The bundles whose certificate is on the broker's revocation list, where there is a broker."""
+    if not bundles or not broker.is_dir():
+        if bundles and broker != DEFAULT_BROKER:
+            raise CommandError(f"{broker} is no broker's folder", exit_status=2)
+        return []
+    require_extra("broker", "elma keys rotate --bundles")
+    from broker.certificates import revoked_serials, serial_of
+    from broker.secret_files import read_file
+    from broker.secured import CERTIFICATE_NAME, SecuredFolder
+
+    listed = revoked_serials(read_file(SecuredFolder.load(broker).revocation_file))
+    cards = [path for path in bundles if (path / CERTIFICATE_NAME).exists()]
+    return [path for path in cards if serial_of(read_file(path / CERTIFICATE_NAME)) in listed]

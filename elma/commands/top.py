@@ -2,6 +2,7 @@
 
     elma top                                  the edge and the worker of this machine
     elma top kitchen:8571 north:8572          others
+    elma top monitor:8574                     every edge that reports to an `elma monitor`
     elma top --once --json                    for scripts
 
 Input: URLs. Output: tables until Ctrl-C, or one of them, or JSON. Neighbour: `elma.top` looks.
@@ -10,6 +11,7 @@ Input: URLs. Output: tables until Ctrl-C, or one of them, or JSON. Neighbour: `e
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -25,7 +27,9 @@ def register(app: typer.Typer) -> None:
 def top(
     urls: Annotated[
         list[str] | None,
-        typer.Argument(help="Where edges and workers listen; default: those of this machine."),
+        typer.Argument(
+            help="Where edges, workers, monitors listen; default: edge and worker of this machine."
+        ),
     ] = None,
     every_seconds: Annotated[
         float, typer.Option("--every", min=0.1, max=60, help="Seconds between two looks.")
@@ -36,7 +40,8 @@ def top(
     """Show what edges and workers are doing: questions a second, queues, latency, releases.
 
     It asks each of them for /healthz and /metrics. Rates and times are those of the last minute
-    (with --once or --json: between two looks); a star marks times since the process started.
+    (with --once or --json: between two looks); a star marks times since the process started. Of a
+    monitor's edges they are those between the last two reports.
     """
     from rich.console import Console
 
@@ -65,7 +70,7 @@ def top(
         except KeyboardInterrupt:  # how one leaves
             return
     elif as_json:
-        silent = [{"url": one.url, "why": one.why} for one in watch.silent]
+        silent = [asdict(one) for one in watch.silent]
         print_json({"processes": watch.figures(), "silent": silent})
     else:
         width = None if sys.stdout.isatty() else 132

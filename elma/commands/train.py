@@ -6,80 +6,116 @@ Neighbours: `cloud_worker.training.trainer` does the work; this file turns optio
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from elma.commands.training_options import (
+    EpochsOption,
+    LearningRateOption,
+    MaxMinutesOption,
+    ResumeOption,
+    SeedOption,
+    StepsOption,
+    TorchThreadsOption,
+    seconds_of,
+    use_threads,
+)
 from elma.extras import require_extra
+from elma.output import CommandError, JsonOption, print_json
+from elma.progress import TrainingBar
 
-if TYPE_CHECKING:
-    from cloud_worker.training.run import Progress
+BaseOption = Annotated[str, typer.Option(help="Model folder, hub id, or a BERT to convert.")]
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        help="SQuAD JSON (plain or .gz) or hub data set; FILE@WEIGHT to weigh it; repeatable."
+    ),
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the weights, log, curves, checkpoint.")]
+SourceWeightOption = Annotated[
+    list[str] | None,
+    typer.Option(help="SOURCE=WEIGHT for questions that name their source; repeatable."),
+]
+NegativesOption = Annotated[
+    float, typer.Option(help="Weight of synthetic unanswerable questions; 0 makes none.")
+]
+NegativesFromOption = Annotated[
+    list[str] | None, typer.Option(help="Make them from this source only; repeatable.")
+]
+LayersOption = Annotated[int, typer.Option(help="Reshape the base; 0 keeps it.")]
+GroupsOption = Annotated[int, typer.Option(help="Parameter groups; 0 keeps them.")]
+TeacherOption = Annotated[str, typer.Option(help="Model folder whose logits teach the exits.")]
+DistillationRateOption = Annotated[
+    float, typer.Option(help="Share of the distillation loss, 0 to 1.")
+]
+DistillationTemperatureOption = Annotated[float, typer.Option(help="Softens both sides' logits.")]
+ExitWeightPowerOption = Annotated[float, typer.Option(help="Exit k's loss weighs k to this power.")]
+LastExitShareOption = Annotated[
+    float, typer.Option(help="Share of the loss kept for the last exit.")
+]
+WarmupShareOption = Annotated[
+    float, typer.Option(help="Share of the steps in which the learning rate grows.")
+]
+WeightDecayOption = Annotated[float, typer.Option(help="AdamW's, on matrices.")]
+GradientClipOption = Annotated[float, typer.Option(help="Largest norm of a gradient.")]
+DropoutOption = Annotated[float, typer.Option(help="On embeddings and sub-layer outputs.")]
+AverageDecayOption = Annotated[
+    float, typer.Option(help="Decay of the running average of weights that is saved.")
+]
+BatchWindowsOption = Annotated[int, typer.Option(help="Most windows of a batch.")]
+BatchTokensOption = Annotated[int, typer.Option(help="Most tokens of a batch, padding included.")]
+MaxTokensOption = Annotated[int, typer.Option(help="Longest training window.")]
+FreezeEmbeddingsOption = Annotated[
+    bool, typer.Option(help="Keep word embeddings fixed at values that pack to int4.")
+]
+Bf16Option = Annotated[
+    bool, typer.Option(help="Compute in bfloat16 where that is safe (autocast).")
+]
+CheckpointSecondsOption = Annotated[
+    float, typer.Option(help="Time between two checkpoints in --out.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the program."""
-    app.command("train")(train)
+    app.command("train", short_help="Train all exits at once.")(train)
 
 
 def train(
-    base: Annotated[str, typer.Option(help="Model folder, hub id, or a BERT to convert.")],
-    data: Annotated[
-        list[str],
-        typer.Option(help="SQuAD JSON (plain or .gz) or hub data set; FILE@WEIGHT to weigh it."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the weights, log, curves, checkpoint.")],
-    source_weight: Annotated[
-        list[str] | None,
-        typer.Option(help="SOURCE=WEIGHT for questions that name their source; repeatable."),
-    ] = None,
-    negatives: Annotated[
-        float, typer.Option(help="Weight of synthetic unanswerable questions; 0 makes none.")
-    ] = 0.0,
-    negatives_from: Annotated[
-        list[str] | None, typer.Option(help="Make them from this source only; repeatable.")
-    ] = None,
-    layers: Annotated[int, typer.Option(help="Reshape the base; 0 keeps it.")] = 0,
-    groups: Annotated[int, typer.Option(help="Parameter groups; 0 keeps them.")] = 0,
-    teacher: Annotated[str, typer.Option(help="Model folder whose logits teach the exits.")] = "",
-    distillation_rate: Annotated[
-        float, typer.Option(help="Share of the distillation loss, 0 to 1.")
-    ] = 0.3,
-    distillation_temperature: Annotated[float, typer.Option()] = 2.0,
-    exit_weight_power: Annotated[
-        float, typer.Option(help="Exit k's loss weighs k to this power.")
-    ] = 1.0,
-    last_exit_share: Annotated[
-        float, typer.Option(help="Share of the loss kept for the last exit.")
-    ] = 0.3,
-    epochs: Annotated[int, typer.Option()] = 2,
-    steps: Annotated[int, typer.Option(help="Stop after these steps; 0 counts epochs.")] = 0,
-    learning_rate: Annotated[float, typer.Option()] = 1e-4,
-    warmup_share: Annotated[float, typer.Option()] = 0.05,
-    weight_decay: Annotated[float, typer.Option()] = 0.01,
-    gradient_clip: Annotated[float, typer.Option()] = 1.0,
-    dropout: Annotated[float, typer.Option(help="On embeddings and sub-layer outputs.")] = 0.0,
-    average_decay: Annotated[
-        float, typer.Option(help="Decay of the running average of weights that is saved.")
-    ] = 0.998,
-    batch_windows: Annotated[int, typer.Option()] = 32,
-    batch_tokens: Annotated[int, typer.Option(help="Padding included.")] = 8192,
-    max_tokens: Annotated[int, typer.Option(help="Longest training window.")] = 384,
-    freeze_embeddings: Annotated[
-        bool, typer.Option(help="Keep word embeddings fixed at values that pack to int4.")
-    ] = False,
-    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = True,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
-    seed: Annotated[int, typer.Option()] = 1,
-    checkpoint_seconds: Annotated[float, typer.Option()] = 180.0,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(help="End after so many minutes and save the weights as they are then."),
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    base: BaseOption,
+    data: DataOption,
+    out: OutOption,
+    source_weight: SourceWeightOption = None,
+    negatives: NegativesOption = 0.0,
+    negatives_from: NegativesFromOption = None,
+    layers: LayersOption = 0,
+    groups: GroupsOption = 0,
+    teacher: TeacherOption = "",
+    distillation_rate: DistillationRateOption = 0.3,
+    distillation_temperature: DistillationTemperatureOption = 2.0,
+    exit_weight_power: ExitWeightPowerOption = 1.0,
+    last_exit_share: LastExitShareOption = 0.3,
+    epochs: EpochsOption = 2,
+    steps: StepsOption = 0,
+    learning_rate: LearningRateOption = 1e-4,
+    warmup_share: WarmupShareOption = 0.05,
+    weight_decay: WeightDecayOption = 0.01,
+    gradient_clip: GradientClipOption = 1.0,
+    dropout: DropoutOption = 0.0,
+    average_decay: AverageDecayOption = 0.998,
+    batch_windows: BatchWindowsOption = 32,
+    batch_tokens: BatchTokensOption = 8192,
+    max_tokens: MaxTokensOption = 384,
+    freeze_embeddings: FreezeEmbeddingsOption = False,
+    bf16: Bf16Option = True,
+    threads: TorchThreadsOption = 0,
+    seed: SeedOption = 1,
+    checkpoint_seconds: CheckpointSecondsOption = 180.0,
+    max_minutes: MaxMinutesOption = None,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train all exits at once, from a base checkpoint.
 
@@ -88,13 +124,10 @@ def train(
     """
     require_extra("train", "elma train")
 
-    import torch
-
     from cloud_worker.training.settings import ObjectiveSettings, TrainSettings
     from cloud_worker.training.trainer import train as run_training
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     settings = TrainSettings(
         base=base,
         out=str(out),
@@ -128,71 +161,31 @@ def train(
         folder = run_training(
             settings,
             resume=resume,
-            max_seconds=math.inf if max_minutes is None else 60 * max_minutes,
+            max_seconds=seconds_of(max_minutes),
             on_progress=bar.show,
         )
     if as_json:
         last = bar.last
-        typer.echo(
-            json.dumps(
-                {
-                    "model": str(folder),
-                    "steps": last.step if last else None,
-                    "loss": last.loss if last else None,
-                }
-            )
+        print_json(
+            {
+                "model": str(folder),
+                "steps": last.step if last else None,
+                "loss": last.loss if last else None,
+            }
         )
     else:
         typer.echo(f"trained model in {folder}; next: elma calibrate {folder} --data DEV.json")
 
 
-class TrainingBar:
-    """A progress bar on stderr with loss, questions per second and time left."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        self.last: Progress | None = None
-        self._bar = RichProgress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=Console(stderr=True),
-            refresh_per_second=1,
-        )
-        self._task = self._bar.add_task("training", total=None, detail="")
-        self._loss = 0.0
-
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Draw one step; the loss shown is a running mean."""
-        self.last = progress
-        self._loss = progress.loss if not self._loss else 0.98 * self._loss + 0.02 * progress.loss
-        minutes, seconds = divmod(int(progress.seconds_left), 60)
-        detail = (
-            f"loss {self._loss:.3f}  {progress.questions_per_second:.1f} questions/s  "
-            f"{minutes}:{seconds:02d} left"
-        )
-        self._bar.update(self._task, completed=progress.step, total=progress.steps, detail=detail)
-
-
 def parse_weights(pairs: list[str]) -> dict[str, float]:
+    """SOURCE=WEIGHT options as a mapping. Raises CommandError for what is none."""
     weights: dict[str, float] = {}
     for pair in pairs:
         source, _, weight = pair.partition("=")
         try:
             weights[source] = float(weight)
         except ValueError as error:
-            raise typer.BadParameter(
-                f"--source-weight {pair!r} is not SOURCE=WEIGHT, such as squad2=3"
+            raise CommandError(
+                f"--source-weight {pair!r} is not SOURCE=WEIGHT, such as squad2=3", exit_status=2
             ) from error
     return weights

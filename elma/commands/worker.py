@@ -2,7 +2,7 @@
 
 Input: a settings file, `ELMA_WORKER_...` variables, options; the later one wins. Output: answers
 over the broker until SIGTERM, health and metrics over HTTP, one log line for each request on
-stderr. Neighbour: `cloud_worker.agent` does the work.
+stderr. Neighbour: `cloud_worker.service` does the work.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(
     Every setting can be given in the file, as a variable ELMA_WORKER_... (a setting of a table with
     two underscores, such as ELMA_WORKER_BROKER__HOST), and the most useful ones as options.
     """
-    from cloud_worker.agent import run_worker
+    from cloud_worker.service import run_worker
     from cloud_worker.settings import load_settings
 
     overrides: dict[str, Any] = {

@@ -16,12 +16,13 @@ from cloud_worker.settings import load_settings as load_worker_settings
 from edge_agent.errors import SettingsError
 from edge_agent.settings import NO_MODEL, EdgeSettings
 from edge_agent.settings import load_settings as load_edge_settings
-from elma.doctor.broker import check_broker, check_keys, check_pool
+from elma.doctor.broker import check_broker, check_certificate, check_keys, check_pool
 from elma.doctor.clock import check_clock
 from elma.doctor.engines import check_alternatives, check_choice
 from elma.doctor.finding import Finding, State
 from elma.doctor.machine import check_disk, check_memory, check_processor, check_store
 from elma.doctor.model import check_canary, check_model
+from elma.doctor.rights import needs_of
 from elma.doctor.running import is_connected
 from releases.settings import FollowSettings
 
@@ -91,11 +92,13 @@ def _no_model(releases: FollowSettings | None) -> Finding:
 
 
 def _examine_way(settings: EdgeSettings | WorkerSettings) -> Iterator[Finding]:
-    """The keys and the broker."""
+    """The keys, the certificate, the broker, the rights there."""
     yield check_keys(settings) if isinstance(settings, EdgeSettings) else check_pool(settings)
+    yield from check_certificate(settings.broker)
     http = settings.http
-    yield check_broker(
+    yield from check_broker(
         settings.broker,
+        needs=needs_of(settings),
         is_held=lambda: is_connected(http.host, http.port, settings.name),
         keeps_session=isinstance(settings, EdgeSettings),
     )

@@ -18,7 +18,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -55,6 +55,7 @@ class ReportedFleet(Collector):
         max_samples: int,
         is_connected: Callable[[], bool],
         dropped_total: Callable[[], int],
+        certificate_expires: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -83,6 +84,13 @@ class ReportedFleet(Collector):
             registry=self.registry,
         )
         dropped.set_function(dropped_total)
+        certificate = Gauge(
+            "elma_monitor_certificate_expires_timestamp_seconds",
+            "When the certificate for the broker ends, unix time; 0 without one.",
+            registry=self.registry,
+        )
+        certificate.set_function(certificate_expires)
+        ProcessCollector(namespace="elma_monitor", registry=self.registry)
         self.registry.register(self)
 
     def take(self, delivery: Delivery) -> str:
@@ -101,7 +109,7 @@ class ReportedFleet(Collector):
         yield _gauge("elma_monitor_samples", "Samples of these reports.", [({}, sample_count)])
         yield _gauge(
             "elma_monitor_last_report_timestamp_seconds",
-            "When an edge's last report came, unix time.",
+            "When an edge's last report came, unix time; it has the label `edge`.",
             [({RESERVED_LABEL: edge}, one.came_at) for edge, one in edges.items()],
         )
         yield from _merged({edge: one.report for edge, one in edges.items()})

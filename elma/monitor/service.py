@@ -3,8 +3,9 @@
     GET /metrics    what the edges reported, each sample with the label `edge`, and its own metrics
     GET /healthz    200 while it works, connected or not; 503 when a thread of it has ended
 
-Input: `MonitorSettings`. Output: a process that serves until SIGTERM or SIGINT. Neighbours: `elma
-monitor` calls `run_monitor`; `fleet` keeps the reports.
+Input: `MonitorSettings`. Output: a process that serves until SIGTERM or SIGINT, and tells systemd,
+where that started it, that it is ready, goes on (while its threads take what comes) and stops.
+Neighbours: `elma monitor` calls `run_monitor`; `fleet` keeps the reports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from types import FrameType
 
 import uvicorn
@@ -23,6 +25,7 @@ from starlette.routing import Route
 
 from broker.exchange import Subscription
 from broker.log import SafeLog
+from broker.notify import ServiceManager
 from broker.session import Session
 from broker.settings import PACKET_OVERHEAD_BYTES
 from cloud_worker.health import ProbeProtocol
@@ -33,6 +36,8 @@ from protocol.metrics_messages import MAX_REPORT_BYTES
 from protocol.topics import metrics_subscription
 
 RECEIVE_SECONDS = 0.5
+STUCK_SECONDS = 30.0
+"""A receiver that has not come round for so long hangs; it does so twice a second."""
 QUEUE_BOUND = 4_096
 QUEUE_BOUND_BYTES = 64 * 1024 * 1024
 
@@ -71,14 +76,20 @@ class Monitor:
             max_samples=settings.max_samples,
             is_connected=lambda: self._session.is_connected,
             dropped_total=lambda: self._session.dropped_total,
+            certificate_expires=settings.broker.certificate_expires,
         )
         self._is_stopping = threading.Event()
+        self._came_round_at = time.monotonic()
         self._receiver = threading.Thread(target=self._receive, name="elma-monitor", daemon=True)
 
     @property
     def is_alive(self) -> bool:
-        """Whether it connects and receives."""
-        return self._receiver.is_alive() and self._session.is_running
+        """Whether it connects and receives, connected or not."""
+        return (
+            self._receiver.is_alive()
+            and self._session.is_running
+            and time.monotonic() - self._came_round_at < STUCK_SECONDS
+        )
 
     @property
     def is_connected(self) -> bool:
@@ -99,6 +110,7 @@ class Monitor:
     def _receive(self) -> None:
         """Take deliveries until stopped; never dies of one."""
         while not self._is_stopping.is_set():
+            self._came_round_at = time.monotonic()
             try:
                 delivery = self._session.receive(RECEIVE_SECONDS)
                 if delivery is not None:
@@ -138,7 +150,8 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
-        self._settings = settings
+        self._monitor, self._settings = monitor, settings
+        self._manager = ServiceManager()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and tell the real port where it was 0."""
@@ -152,6 +165,17 @@ class _Server(uvicorn.Server):
                 broker=self._settings.broker.address,
                 client=self._settings.client_id,
             )
+        self._manager.ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second, in the loop that serves."""
+        self._manager.feed(self._monitor.is_alive)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was asked, and end."""
+        self._manager.stopping()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """A signal: stop. Not uvicorn's own way, which raises it again after a clean stop."""

@@ -25,10 +25,11 @@ def describe(before: Look, now: Look) -> dict[str, Any]:
     return {
         "url": now.url,
         "kind": now.kind,
-        "name": _text(now.health.get("name")),
-        "status": _text(now.health.get("status")),
-        "problems": [_text(one) for one in problems] if isinstance(problems, list) else [],
+        "name": printable(now.health.get("name")),
+        "status": printable(now.health.get("status")),
+        "problems": [printable(one) for one in problems] if isinstance(problems, list) else [],
         "seconds": round(compared.seconds, 3),
+        "reported_seconds_ago": _rounded(now.reported_seconds_ago),
         **own,
     }
 
@@ -50,6 +51,12 @@ def quantile(share: float, cumulative: Mapping[float, float]) -> float | None:
             return lower_edge + (edge - lower_edge) * (rank - below) / (cumulative[edge] - below)
         lower_edge, below = edge, cumulative[edge]
     return lower_edge
+
+
+def printable(value: object) -> str:
+    """Something a process said, safe for a terminal: no control characters, and not long."""
+    text = "" if value is None else str(value)
+    return "".join(one if one.isprintable() else "?" for one in text[:200])
 
 
 class _Compared:
@@ -92,7 +99,7 @@ class _Compared:
     def names(self, name: str, label: str) -> list[str]:
         """The values of a label of an information metric that is 1."""
         return sorted(
-            _text(dict(labels).get(label))
+            printable(dict(labels).get(label))
             for (found, labels), value in self.now.samples.items()
             if found == name and value == 1.0
         )
@@ -153,7 +160,7 @@ def _summed(look: Look, name: str, by: tuple[str, ...]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for (found, labels), value in look.samples.items():
         if found == name:
-            key = " ".join(_text(dict(labels).get(label)) for label in by)
+            key = " ".join(printable(dict(labels).get(label)) for label in by)
             sums[key] = sums.get(key, 0.0) + value
     return sums
 
@@ -193,9 +200,3 @@ def _one(sums: Mapping[str, float]) -> float:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
-
-
-def _text(value: object) -> str:
-    """Something a process said, safe for a terminal: no control characters, and not long."""
-    text = "" if value is None else str(value)
-    return "".join(one if one.isprintable() else "?" for one in text[:200])

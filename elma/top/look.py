@@ -1,7 +1,7 @@
 """One look at a running process: its `/healthz` and `/metrics`, read into numbers.
 
-Input: a URL. Output: a `Look`, or a `Silence` that says why there is none; nothing here raises.
-Neighbour: `figures` compares two looks.
+Input: a URL. Output: a `Look`, or a `Silence` that says why there is none; nothing here raises. An
+`elma monitor` gives a look at each edge that reports to it. Neighbour: `figures` compares looks.
 
 What a process answers is bounded and checked: it may be anything that listens on that port.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,13 +23,17 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 Labels = tuple[tuple[str, str], ...]
 ProcessKind = Literal["edge", "worker"]
 KINDS: tuple[ProcessKind, ...] = ("edge", "worker")
+MONITOR_EDGES = "elma_monitor_edges"
+LAST_REPORT = "elma_monitor_last_report_timestamp_seconds"
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a process said of itself `at` a moment, in monotonic seconds.
+    """What a process said of itself `at` a moment, in seconds of some clock that does not change.
 
-    `samples` are all of its metrics by name and sorted labels.
+    `samples` are all of its metrics by name and sorted labels. `url` is where it was asked; of an
+    edge that reports to a monitor the monitor's, `#` and its name. `reported_seconds_ago` is the
+    age of such a report, None where the process itself has answered.
     """
 
     url: str
@@ -37,14 +41,26 @@ class Look:
     kind: ProcessKind
     health: dict[str, Any]
     samples: dict[tuple[str, Labels], float]
+    reported_seconds_ago: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What it calls itself; where it is where it says nothing."""
+        return str(self.health.get("name") or self.url)
 
 
 @dataclass(frozen=True)
 class Silence:
-    """Nobody answered at `url`, or nobody of ours."""
+    """Nobody answered at `url`, or nobody of ours.
+
+    `name` and `kind` are of whoever answered there before, `seconds` ago.
+    """
 
     url: str
     why: str
+    name: str = ""
+    kind: ProcessKind | None = None
+    seconds: float | None = None
 
 
 def normal_url(text: str) -> str:
@@ -55,8 +71,13 @@ def normal_url(text: str) -> str:
     return url
 
 
-def look_at(url: str, *, clock: Callable[[], float] = time.monotonic) -> Look | Silence:
-    """Ask the process at `url` how it is."""
+def look_at(
+    url: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
+) -> tuple[Look, ...] | Silence:
+    """Ask the process at `url` how it is, or a monitor how its edges are; it may have none."""
     try:
         with httpx.Client(timeout=ANSWER_SECONDS, trust_env=False) as client:
             samples = _parse(_fetch(client, f"{url}/metrics"))
@@ -66,10 +87,32 @@ def look_at(url: str, *, clock: Callable[[], float] = time.monotonic) -> Look | 
         return Silence(url, f"no answer ({_reason(error)})")
     except ValueError as error:
         return Silence(url, str(error))
+    if (MONITOR_EDGES, ()) in samples:
+        return _reported(url, samples, now())
     for kind in KINDS:
         if any(name.startswith(f"elma_{kind}_") for name, _ in samples):
-            return Look(url, at, kind, health, samples)
-    return Silence(url, "it answers, but is neither an edge nor a worker")
+            return (Look(url, at, kind, health, samples),)
+    return Silence(url, "it answers, but is neither an edge, a worker nor a monitor")
+
+
+def _reported(
+    url: str, samples: Mapping[tuple[str, Labels], float], now: float
+) -> tuple[Look, ...]:
+    """A look at each edge that a monitor knows, at the moment of its last report."""
+    by_edge: dict[str, dict[tuple[str, Labels], float]] = {}
+    for (name, labels), value in samples.items():
+        edge = dict(labels).get("edge")
+        if edge is not None:
+            own = tuple(pair for pair in labels if pair[0] != "edge")
+            by_edge.setdefault(edge, {})[name, own] = value
+    looks = []
+    for edge, own_samples in sorted(by_edge.items()):
+        at = own_samples.get((LAST_REPORT, ()))
+        if at is not None:
+            health = {"name": edge, "status": "ok"}
+            age = max(now - at, 0.0)
+            looks.append(Look(f"{url}#{edge}", at, "edge", health, own_samples, age))
+    return tuple(looks)
 
 
 def _fetch(client: httpx.Client, url: str) -> str:
@@ -109,4 +152,6 @@ def _health(text: str) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"not within {ANSWER_SECONDS:g} seconds"
+    if "refused" in str(error):
+        return "nobody listens there"
     return " ".join(str(error).split()) or type(error).__name__

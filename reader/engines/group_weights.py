@@ -36,7 +36,7 @@ class Matrix:
 
     @classmethod
     def read(cls, tensors: ModelTensors, name: str) -> Matrix:
-        """The matrix `name` of a folder; raises `ModelFolderError`."""
+        """The matrix `name` `[out, in]` of a folder; raises `ModelFolderError`."""
         return _matrix(tensors, name)
 
     @property
@@ -111,7 +111,7 @@ def audible_heads(config: ReaderConfig, group: int) -> tuple[int, ...]:
 
 
 def read_norm(tensors: ModelTensors, name: str) -> NormVectors:
-    """A normalisation's vectors."""
+    """A normalisation's weight and bias, `[H]` each; raises `ModelFolderError`."""
     return NormVectors(tensors.read(f"{name}.weight"), tensors.read(f"{name}.bias"))
 
 

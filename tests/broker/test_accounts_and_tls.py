@@ -20,6 +20,7 @@ from broker.exchange import Publication, Subscription
 from broker.session import Session
 from broker.settings import BrokerSettings
 from protocol.topics import manifest_subscription, rollout_subscription
+from tests.conftest import find_program
 
 WAIT_SECONDS = 15.0
 Connect = Callable[..., Session]
@@ -51,9 +52,7 @@ def serve(
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:
     """A folder with an authority, a server certificate for 127.0.0.1 and a client certificate."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl is not installed; it makes the certificates of this test")
+    program = find_program("openssl", package="openssl")
 
     def openssl(*arguments: str) -> None:
         subprocess.run([program, *arguments], cwd=tmp_path, check=True, capture_output=True)

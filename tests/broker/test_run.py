@@ -67,14 +67,16 @@ def test_a_port_that_is_taken_is_named(broker_kind: str, broker: RunningBroker) 
         run_broker(broker_kind, port=broker.port)  # type: ignore[arg-type]
 
 
-def test_a_port_held_by_something_else_shows_the_brokers_own_words(
-    mosquitto_program: Path,
+def test_a_port_held_by_something_else_shows_the_brokers_own_words_of_this_start(
+    mosquitto_program: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "broker.log").write_text("words of an earlier day\n", encoding="utf-8")
     with (
         socket.create_server(("127.0.0.1", 0)) as holder,
-        pytest.raises(BrokerStartFailed, match="Address already in use"),
+        pytest.raises(BrokerStartFailed, match=r"(?s)stop it.*Address already in use") as caught,
     ):
-        run_broker("mosquitto", port=holder.getsockname()[1])
+        run_broker("mosquitto", tmp_path, port=holder.getsockname()[1])
+    assert "earlier day" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org", "::", ""])  # noqa: S104

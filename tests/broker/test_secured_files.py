@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from broker.authority import Authority, revoked_serials, serial_of
+from broker.authority import Authority
+from broker.certificates import revoked_serials, serial_of
 from broker.control import StoppedAccess, open_access
-from broker.enrolment import enrol, members, revoke
+from broker.enrolment import enrol, revoke
 from broker.errors import EnrolmentError
-from broker.mosquitto_files import secured_configuration
+from broker.issued import members
+from broker.mosquitto_files import PLUGIN_NAME, find_plugin, secured_configuration
 from broker.roles import Member
 from broker.secured import OwnCertificates, SecuredFolder, make_secured
 from broker.secured_run import run_secured
@@ -193,12 +195,29 @@ def test_mosquitto_2_1_gets_no_option_that_it_deprecates(tmp_path: Path) -> None
     assert "listener 8883" in new
 
 
+def test_the_plugin_is_the_one_beside_the_mosquitto_that_runs(
+    mosquitto_program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, plugin = tmp_path / "sbin" / "mosquitto", tmp_path / "lib" / PLUGIN_NAME
+    for path in (program, plugin):
+        path.parent.mkdir()
+        path.touch(mode=0o755)
+    assert find_plugin() != plugin
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    assert find_plugin() == plugin
+
+
 def test_a_broker_that_is_down_is_changed_in_its_file_and_one_that_hides_is_not(make: Any) -> None:
     folder = make()
     with open_access(folder) as access:
         assert isinstance(access, StoppedAccess)
     with pytest.raises(EnrolmentError, match="cannot be reached"), open_access(folder, "127.0.0.2"):
         pass
+    # The broker of another container: its process cannot be seen here, and it writes the file too.
+    folder.process_id_file.write_text("4000000\n")
+    with pytest.raises(EnrolmentError, match="--broker-host"):
+        enrol(folder, KITCHEN, now=NOW)
+    folder.process_id_file.unlink()
     enrol(folder, KITCHEN, now=NOW)
     with pytest.raises(EnrolmentError, match="enrolled already"):
         enrol(folder, KITCHEN, now=NOW)

@@ -386,7 +386,7 @@ def test_a_dropped_delivery_does_not_hold_a_place_for_ever(
     edge = connect(mosquitto, "edge-1")
     for _ in range(2):
         edge.publish(Publication("t/1", b"old")).wait(WAIT_SECONDS)
-    wait_until(lambda: len(worker._queue) == 2)
+    wait_until(lambda: len(worker._inbox) == 2)
     mosquitto.kill()
     mosquitto.restart()
     assert worker.wait_connected(WAIT_SECONDS)
@@ -530,7 +530,7 @@ def test_the_watchdog_replaces_a_connection_whose_thread_has_died(
 ) -> None:
     worker = connect(broker, "worker-1", subscriptions=[Subscription("t/+")])
     edge = connect(broker, "edge-1")
-    connection = worker._connection
+    connection = worker._keeper.connection
     assert connection is not None
 
     def die(*_: object) -> None:

@@ -162,7 +162,7 @@ def test_a_broker_that_keeps_the_session_is_told_to_forget_what_was_added(
 
 def cut(session: Session) -> None:
     """End the connection as a failing link does, and wait for the next."""
-    epoch, connection = session.epoch, session._connection
+    epoch, connection = session.epoch, session._keeper.connection
     assert connection is not None
     connection.abandon("cut by the test")
     wait_until(lambda: session.epoch > epoch and session.is_connected)

@@ -17,12 +17,12 @@ from broker.run import RunningBroker
 from broker.session import Session
 from protocol.key_files import save_publisher_public
 from protocol.manifest import CHUNK_BYTES, BlobRef, Manifest, PreviousRelease, sign_manifest
-from protocol.release_files import Architecture
 from protocol.release_messages import ModelState, WorkerReleases
 from protocol.signing import KeyList, PublisherTrust, SigningKey
 from protocol.topics import BlobTopic, ManifestTopic, ModelStateTopic, WorkerReleasesTopic
 from reader.canaries import CanaryQuestion, encode_canaries, make_canaries
 from reader.model import Reader
+from releases.architecture import architecture_of
 from releases.blob_folder import BlobFolder, blob_reference
 from releases.building import build_contents
 from tests.cloud_worker.harness import WAIT_SECONDS, wait_until
@@ -68,7 +68,7 @@ class Channel:
             model, encode_canaries(make_canaries(judge, asked)), blobs=self._blobs
         )
         self._version += 1
-        now, config = time.time(), reader.config
+        now = time.time()
         previous = None
         if self.last is not None:
             before, blob = self.last
@@ -80,12 +80,7 @@ class Channel:
             name=model.name,
             created=now,
             expires=now + HOUR_SECONDS,
-            architecture=Architecture(
-                "albert",
-                *(config.layers, config.groups, config.hidden_size, config.heads),
-                *(config.intermediate_size, config.embedding_size, config.vocab_size),
-                config.max_positions,
-            ),
+            architecture=architecture_of(reader.config),
             files=contents.files,
             rollout_public=self._rollout.public,
             previous=previous,

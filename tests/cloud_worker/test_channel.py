@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +28,8 @@ from tests.cloud_worker.harness import (
 from tests.tiny import make_tiny_model
 
 MakeModel = Callable[..., Path]
+BUSY_SECONDS = 0.1
+SILENT_SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +57,13 @@ def make_channel(tmp_path: Path, stack: ExitStack) -> Callable[[Cloud], Channel]
 
 
 class Stream:
-    """Requests for one release, one after another, until `stop`; sent again after each `busy`."""
+    """Requests for one release, one after another, until `stop`; sent again where needed."""
 
     def __init__(self, edge: FakeEdge, reader: Reader, pause_seconds: float = 0.02) -> None:
         self.edge, self.reader, self.pause_seconds = edge, reader, pause_seconds
         self.windows = [make_window(reader, seed=seed, tokens=24 + seed) for seed in range(4)]
         self.sent: list[tuple[int, Sent]] = []
-        self._busy_heard: Counter[str] = Counter()
+        self._published: dict[str, float] = {}
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -70,16 +72,20 @@ class Stream:
         while not self._is_stopping.wait(self.pause_seconds):
             seed = len(self.sent) % len(self.windows)
             sent = self.edge.seal([self.windows[seed]], release=self.reader.digest)
-            self.sent.append((seed, self.edge.publish(sent)))
+            self.sent.append((seed, self._publish(sent)))
             self._send_again()
 
     def _send_again(self) -> None:
-        """The same bytes once more for each `busy` that a worker's full queue has said."""
+        """The same bytes once more after a worker's `busy`, or a long silence, as an edge does."""
         for _, sent in self.sent:
-            busy = len(sent.of(Busy))
-            if busy > self._busy_heard[sent.header.request] and sent.final() is None:
-                self._busy_heard[sent.header.request] = busy
-                self.edge.publish(sent)
+            waited_seconds = time.monotonic() - self._published[sent.header.request]
+            is_busy = bool(sent.words) and isinstance(sent.words[-1], Busy)
+            if waited_seconds > (BUSY_SECONDS if is_busy else SILENT_SECONDS) and not sent.final():
+                self._publish(sent)
+
+    def _publish(self, sent: Sent) -> Sent:
+        self._published[sent.header.request] = time.monotonic()
+        return self.edge.publish(sent)
 
     def _final(self, sent: Sent) -> WorkerMessage | None:
         self._send_again()

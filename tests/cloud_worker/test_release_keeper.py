@@ -13,10 +13,11 @@ import pytest
 
 from broker.exchange import Delivery
 from broker.session import Session
-from cloud_worker import release_keeper
+from cloud_worker import release_keeper, release_loading
 from cloud_worker.agreement import AgreementCounter
 from cloud_worker.metrics import WorkerMetrics
-from cloud_worker.release_keeper import CATCH_UP_SECONDS, LOAD_AGAIN_SECONDS, ReleaseKeeper
+from cloud_worker.release_keeper import CATCH_UP_SECONDS, ReleaseKeeper
+from cloud_worker.release_loading import LOAD_AGAIN_SECONDS
 from cloud_worker.release_start import load_releases
 from cloud_worker.settings import ReleaseSettings, WorkerSettings
 from protocol.release_messages import ModelState
@@ -94,7 +95,7 @@ class Kept:
         self.checked: list[Path] = []
         self.refusal: Exception | None = None
         monkeypatch.setattr(release_keeper, "ReleaseFollower", FakeFollower)
-        monkeypatch.setattr(release_keeper, "check_in_child", self.check)
+        monkeypatch.setattr(release_loading, "check_in_child", self.check)
         self.clock, self.session, self.metrics = FakeClock(), FakeSession(), WorkerMetrics()
         self.start()
 
@@ -127,7 +128,7 @@ class Kept:
 
     def install(self, model: Model) -> Path:
         """As a follower does, before it hands over."""
-        folder = self.store.path_of(model.digest)
+        folder = self.store.installed.path_of(model.digest)
         if not folder.is_dir():
             shutil.copytree(model.folder, folder)
         return folder
@@ -148,8 +149,7 @@ class Kept:
 
     def care(self) -> None:
         """Once around, as the keeper's thread goes."""
-        self.keeper._load_from_disk()
-        self.keeper._care()
+        self.keeper._go_around()
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"elma_worker_{name}", labels)
@@ -217,7 +217,7 @@ def test_only_what_nobody_needs_makes_room(kept: Kept, models: list[Model]) -> N
     kept.say("kitchen", models[2].digest)
     kept.adopt(models[3], version=3)
     assert kept.releases.digests() == {models[place].digest for place in (0, 2, 3)}
-    assert kept.store.installed(models[1].digest) is None
+    assert kept.store.installed.find(models[1].digest) is None
     assert kept.value("releases_retired_total", why="evicted") == 1
     kept.care()
     assert kept.value("release_info", release=models[1].digest[:12]) is None
@@ -241,7 +241,7 @@ def test_what_is_idle_and_not_needed_goes_and_its_series_with_it(
     del held
     kept.care()
     assert kept.value("seconds_per_token", release=digest[:12]) is None
-    assert kept.store.releases() == (models[2].digest,)
+    assert kept.store.installed.digests() == (models[2].digest,)
 
 
 def test_the_settings_own_model_stays_even_after_the_channel_has_left_it_behind(
@@ -280,7 +280,7 @@ def test_a_release_that_was_damaged_gives_way_at_the_start_and_may_be_fetched_ag
     kept.start()
     assert kept.releases.digests() == {models[0].digest, models[1].digest}
     assert kept.store.refusal("m2") is None
-    assert kept.store.installed(models[2].digest) is None
+    assert kept.store.installed.find(models[2].digest) is None
     kept.adopt(models[2], version=2)
     assert models[2].digest in kept.releases.digests()
 
@@ -304,7 +304,7 @@ def test_a_spoilt_file_that_the_digest_does_not_cover_costs_no_release(
     kept: Kept, models: list[Model]
 ) -> None:
     kept.adopt(models[1])
-    (kept.store.path_of(models[1].digest) / "codecs.json").write_bytes(b"\0\0")
+    (kept.store.installed.path_of(models[1].digest) / "codecs.json").write_bytes(b"\0\0")
     kept.keeper.stop()
     kept.start()
     assert kept.releases.digests() == {models[0].digest, models[1].digest}
@@ -335,7 +335,7 @@ def test_what_is_refused_or_damaged_at_the_start_is_not_tried_again(
 ) -> None:
     for model in models[1:3]:
         kept.install(model)
-    (kept.store.path_of(models[2].digest) / "model.safetensors").write_bytes(b"?")
+    (kept.store.installed.path_of(models[2].digest) / "model.safetensors").write_bytes(b"?")
     kept.keeper.stop()
     kept.start()
     kept.refusal = CanariesFailed("2 of 3")

@@ -356,7 +356,7 @@ def test_each_request_has_one_log_line_with_its_outcome(stage: Stage) -> None:
         lambda: [
             line
             for line in stage.worker.events("request")
-            if line["request"] == sent.header.request
+            if line["wire_id"] == sent.header.request
         ],
         "the request's log line",
     )

@@ -15,7 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from elma.installing import plan_layout
+from elma.installed_roles import Role
+from elma.installing import TEXTFILE_FOLDER, plan_layout
 from tests.conftest import find_program
 from tests.elma.test_install import make_bundle
 
@@ -88,9 +89,11 @@ def left(machine: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("role", ["edge", "worker"])
+@pytest.mark.parametrize(
+    ("role", "bundle"), [("edge", "edge"), ("worker", "worker"), ("tools", "monitor")]
+)
 def test_a_package_installs_upgrades_and_purges_cleanly(
-    role: str, site: Path, machine: Path, tmp_path: Path
+    role: str, bundle: Role, site: Path, machine: Path, tmp_path: Path
 ) -> None:
     about = building.ROLES[role]
     old, new = (
@@ -100,13 +103,14 @@ def test_a_package_installs_upgrades_and_purges_cleanly(
     run_dpkg(machine, "--install", str(old))
     units = {f"usr/lib/systemd/system/{name}" for name in about.unit_files}
     assert units | {f"opt/{about.package}/bin/elma"} <= left(machine)
-    enrolled = make_bundle(tmp_path / "bundle", role, "north")
-    plan_layout(role, enrolled, machine, None).write()
+    enrolled = make_bundle(tmp_path / "bundle", bundle, "north")
+    textfile_folder = TEXTFILE_FOLDER if role == "edge" else None
+    plan_layout(bundle, enrolled, machine, None, textfile_folder=textfile_folder).write()
     kept = {path for path in left(machine) if path.startswith("etc/elma/")}
     assert kept
-    assert not any(path.startswith("etc/systemd/system/") for path in left(machine))
+    assert not any(path.endswith(about.unit_files[0]) for path in left(machine) - units)
     state = machine / about.paths.split()[-1]
-    state.mkdir(parents=True)
+    state.mkdir(parents=True, exist_ok=True)
     (state / "outbox.sqlite3").touch()
     wants = machine / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(parents=True)
@@ -150,3 +154,15 @@ def test_modes_in_a_package_do_not_come_from_the_builder(site: Path, tmp_path: P
     modes = {line.split()[0] for line in listing.splitlines()}
     assert modes == {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx"}
     assert {line.split()[1] for line in listing.splitlines()} == {"root/root"}
+
+
+def test_the_tools_bring_the_command_that_people_call_and_no_other_package_does(
+    site: Path, tmp_path: Path
+) -> None:
+    for role in building.ROLES.values():
+        package = building.build(role, tmp_path, site=site, version="1")
+        folder = tmp_path / role.package
+        subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=60)
+        command = folder / "usr/bin/elma"
+        assert command.is_symlink() == (role.package == "elma-tools")
+    assert command.readlink() == Path("/opt/elma-tools/bin/elma")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,14 +51,17 @@ def worker(folder: Path) -> list[str]:
     return ["worker", "run", "--port", "0", *files, "--edges-folder", str(folder / "edges")]
 
 
-@pytest.mark.parametrize("service", [edge, worker], ids=["edge", "worker"])
+def monitor(_folder: Path) -> list[str]:
+    return ["monitor", "--port", "0", "--broker-port", "1"]  # nobody is there: no reason to stop
+
+
+@pytest.mark.parametrize("service", [edge, worker, monitor])
 def test_a_service_says_that_it_serves_feeds_the_watchdog_and_says_that_it_stops(
-    service: object, line: socket.socket, tmp_path: Path, model: Path
+    service: Callable[[Path], list[str]], line: socket.socket, tmp_path: Path, model: Path
 ) -> None:
-    assert callable(service)
-    arguments = service(tmp_path)
+    arguments = service(tmp_path) + (["--model", str(model)] if service is not monitor else [])
     process = subprocess.Popen(
-        [sys.executable, "-m", "elma", *arguments, "--model", str(model)],
+        [sys.executable, "-m", "elma", *arguments],
         cwd=ROOT,
         # A fifth of a second: each look feeds.
         env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"},

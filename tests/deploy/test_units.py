@@ -9,14 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from elma.installing import plan_layout
+from elma.installing import TEXTFILE_FOLDER, plan_layout
 from tests.conftest import find_program
 from tests.elma.test_install import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "deploy" / "systemd"
-SERVICES = ["elma-edge.service", "elma-worker@.service", "elma-rollout.service"]
-PROGRAMS = ("opt/elma-edge/bin/elma", "opt/elma-worker/bin/elma", "usr/sbin/mosquitto")
+SERVICES = [
+    "elma-edge.service",
+    "elma-worker@.service",
+    "elma-rollout.service",
+    "elma-monitor.service",
+]
+PROGRAMS = (
+    *(f"opt/elma-{package}/bin/elma" for package in ("edge", "worker", "tools")),
+    *("usr/sbin/mosquitto", "bin/ln", "bin/rm"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +39,11 @@ def machine(tmp_path: Path) -> Path:
     root = tmp_path / "machine"
     root.mkdir()
     edge = make_bundle(tmp_path / "edge", "edge", "kitchen")
-    plan_layout("edge", edge, root, None).write()
+    plan_layout("edge", edge, root, None, textfile_folder=TEXTFILE_FOLDER).write()
     worker = make_bundle(tmp_path / "worker", "worker", "north")
     plan_layout("worker", worker, root, None).write()
+    eye = make_bundle(tmp_path / "eye", "monitor", "eye")
+    plan_layout("monitor", eye, root, None).write()
     units = root / "etc/systemd/system"
     shutil.copy(UNITS / "elma-rollout.service", units)
     shutil.copytree(UNITS / "mosquitto.service.d", units / "mosquitto.service.d")
@@ -66,7 +76,10 @@ def verify(analyze: str, machine: Path, unit: str) -> str:
 
 @pytest.mark.parametrize(
     "unit",
-    ["elma-edge.service", "elma-worker@north.service", "elma-rollout.service", "mosquitto.service"],
+    [
+        *("elma-edge.service", "elma-worker@north.service", "elma-rollout.service"),
+        *("elma-monitor.service", "mosquitto.service"),
+    ],
 )
 def test_systemd_finds_nothing_wrong_with_a_unit(analyze: str, machine: Path, unit: str) -> None:
     assert verify(analyze, machine, unit) == ""
@@ -113,7 +126,7 @@ def test_a_unit_reports_progress_owns_nothing_and_is_lent_its_secrets(unit: str)
     assert service["Type"] == ["notify"]
     assert int(service["WatchdogSec"][0]) > 0
     assert service["DynamicUser"] == ["yes"]
-    assert service["StateDirectory"]
+    assert ("StateDirectory" in service) == (unit != "elma-monitor.service")  # it keeps nothing
     lent = {one.split(":")[0] for one in service["LoadCredential"]}
     named = {one.rsplit("/", 1)[1] for one in service["Environment"] if "=%d/" in one}
     assert lent == named
@@ -121,13 +134,29 @@ def test_a_unit_reports_progress_owns_nothing_and_is_lent_its_secrets(unit: str)
 
 def test_what_torch_needs_is_not_denied_to_workers() -> None:
     assert "MemoryDenyWriteExecute" not in options(UNITS / "elma-worker@.service")
-    assert options(UNITS / "elma-edge.service")["MemoryDenyWriteExecute"] == ["yes"]
+    edge = options(UNITS / "elma-edge.service")
+    assert edge["MemoryDenyWriteExecute"] == ["yes"]
+    assert "ELMA_EDGE_ENGINE=onnx" in edge["Environment"]  # even where torch is installed too
 
 
 def test_units_come_with_the_installed_package() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"units/*.service"' in project
+    assert '"units/*", "units/*/*"' in project
     assert (ROOT / "elma/units").resolve() == UNITS
+
+
+def test_the_command_beside_the_service_shares_its_user_store_and_settings() -> None:
+    command = (UNITS / "elma-publisher").read_text(encoding="utf-8")
+    unit = options(UNITS / "elma-rollout.service")
+    assert unit["StateDirectory"] == ["elma-rollout"]
+    for shared in ("User=elma-rollout", "StateDirectory=elma-rollout", "StateDirectoryMode=0700"):
+        assert f"-p {shared} " in command
+    assert "User" not in unit  # then it is the unit's own name
+    store = [one for one in unit["Environment"] if "STORE" in one]
+    assert [one.replace("%S", "/var/lib") for one in store] == [
+        "ELMA_PUBLISHER_STORE=/var/lib/elma-rollout"
+    ]
+    assert f"-E {store[0].replace('%S', '/var/lib')} " in command
 
 
 def options(unit: Path) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ def test_what_is_made_from_code_is_up_to_date(path: Path) -> None:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_is_named_as_metrics_are(metric: Described) -> None:
-    assert re.fullmatch(r"elma_(edge|worker|publisher)_[a-z_]+", metric.name)
+    assert re.fullmatch(r"elma_(edge|worker|publisher|monitor)_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|millis|milliseconds|kb|mb|percent|second|byte)(_|$)", metric.name)
     assert metric.text.endswith(".")

@@ -14,7 +14,7 @@ from broker.exchange import Outcome, Publication, Subscription
 from broker.session import Session
 from broker.settings import BrokerSettings
 from protocol.key_files import save_publisher_public
-from protocol.manifest import CHUNK_BYTES, Architecture, Manifest, sign_manifest
+from protocol.manifest import CHUNK_BYTES, Manifest, sign_manifest
 from protocol.release_messages import ModelState, RolloutOrder
 from protocol.signing import KeyList, PublisherTrust, SigningKey
 from protocol.topics import (
@@ -26,6 +26,7 @@ from protocol.topics import (
 from reader.canaries import CanaryQuestion, encode_canaries, make_canaries
 from reader.model import Reader
 from reader.weights import folder_digest, load_config
+from releases.architecture import architecture_of
 from releases.blob_folder import BlobFolder
 from releases.building import build_contents
 
@@ -93,7 +94,7 @@ class Press:
             model.name,
             now,
             now + 3_600.0,
-            _architecture(model),
+            architecture_of(load_config(model)),
             contents.files,
             self._rollout.public,
         )
@@ -124,18 +125,3 @@ class Press:
                 continue
             assert receipt.wait(10.0) in (Outcome.ACKNOWLEDGED, Outcome.NO_SUBSCRIBER)
             return
-
-
-def _architecture(model: Path) -> Architecture:
-    config = load_config(model)
-    return Architecture(
-        "albert",
-        config.layers,
-        config.groups,
-        config.hidden_size,
-        config.heads,
-        config.intermediate_size,
-        config.embedding_size,
-        config.vocab_size,
-        config.max_positions,
-    )

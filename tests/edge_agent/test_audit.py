@@ -196,7 +196,7 @@ def bench(certain: Reader, tmp_path: Path) -> Iterator[MakeBench]:
         auditor = Auditor(
             AuditSettings(**{"rate": 1.0, "store_file": file, **settings}),
             cloud,
-            RequestSealer(edge, pool.public),
+            RequestSealer(edge, lambda: pool.public),
             offload or OffloadSettings(codec="fp32"),
             run_when_idle=lambda job: inference.read_again(watch(job), float("inf")),
             is_busy=is_busy.is_set,

@@ -439,7 +439,7 @@ def test_every_offloaded_window_names_what_the_device_would_have_answered(
 def test_the_wire_id_is_another_one_each_time_the_same_id_is_asked(
     keys: Keys, reader: Reader
 ) -> None:
-    sealer = RequestSealer(keys.edge, keys.pool.public)
+    sealer = RequestSealer(keys.edge, lambda: keys.pool.public)
     local = LocalReading(reader, edge_layers=2)
     question = Question("x" * 64, QUESTION, PASSAGE, 1, 10.0, 1_000.0)
     body = local.request(local.read(question), "fp32")

@@ -144,12 +144,12 @@ def test_a_reading_that_has_begun_keeps_its_reader_which_is_dropped_with_it(
     def hold(agent: EdgeAgent) -> None:
         read = agent.local.read_in_steps
 
-        def held(question: Question, answer_by: float) -> Any:
+        def held(question: Question, answer_by: float, *more: Any) -> Any:
             if question.request_id == "old":
                 begun.set()
                 while not go_on.is_set():
                     yield
-            return (yield from read(question, answer_by))
+            return (yield from read(question, answer_by, *more))
 
         agent.local.read_in_steps = held  # type: ignore[assignment]
 

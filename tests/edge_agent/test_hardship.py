@@ -184,12 +184,12 @@ def test_a_reading_is_counted_before_it_begins_and_forgotten_by_a_clean_stop(
     def hold(agent: EdgeAgent) -> None:
         read = agent.local.read_in_steps
 
-        def held(question: Question, answer_by: float = math.inf) -> Any:
+        def held(question: Question, answer_by: float = math.inf, *more: Any) -> Any:
             if question.request_id == "q1":
                 begun.set()
                 go_on.wait(30.0)
                 yield
-            return (yield from read(question, answer_by))
+            return (yield from read(question, answer_by, *more))
 
         agent.local.read_in_steps = held  # type: ignore[method-assign]
 

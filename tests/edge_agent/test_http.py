@@ -53,11 +53,11 @@ class Gate:
     def install(self, agent: EdgeAgent) -> None:
         read = agent.local.read_in_steps
 
-        def gated(question: Question, answer_by: float = math.inf) -> Steps:
+        def gated(question: Question, answer_by: float = math.inf, *more: Any) -> Steps:
             if question.request_id != "warm-up":
                 self.entered.set()
                 assert self.opened.wait(60.0)
-            return (yield from read(question, answer_by))
+            return (yield from read(question, answer_by, *more))
 
         agent.local.read_in_steps = gated  # type: ignore[method-assign]
 
@@ -318,10 +318,10 @@ def test_a_fault_in_the_reader_fails_that_question_only(start_edge: StartEdge) -
     def break_one(agent: EdgeAgent) -> None:
         read = agent.local.read_in_steps
 
-        def faulty(question: Question, answer_by: float = math.inf) -> Steps:
+        def faulty(question: Question, answer_by: float = math.inf, *more: Any) -> Steps:
             if question.request_id == "poison":
                 raise ValueError(question.passage)
-            return (yield from read(question, answer_by))
+            return (yield from read(question, answer_by, *more))
 
         agent.local.read_in_steps = faulty  # type: ignore[method-assign]
 
@@ -414,3 +414,53 @@ def test_a_fault_in_the_interface_itself_is_a_plain_500(start_edge: StartEdge) -
     response = edge.get("/healthz")
     assert response.status_code == 500
     assert response.json()["error"] == "internal"
+
+
+def ask_with(edge: Any, given: str | None, **fields: Any) -> httpx.Response:
+    """A question with this `X-Request-ID`."""
+    headers = {} if given is None else {"X-Request-ID": given}
+    body = {"question": QUESTION, "context": PASSAGE, **fields}
+    return httpx.post(f"{edge.url}/v1/answer", json=body, headers=headers, timeout=60.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "in_body", "shown"),
+    [("ticket-1", None, "ticket-1"), ("ticket-2", "mine-2", "mine-2"), (None, "mine-3", "mine-3")],
+)
+def test_the_id_of_the_body_counts_then_that_of_the_header_and_the_answer_shows_it(
+    shared_edge: Any, given: str | None, in_body: str | None, shown: str
+) -> None:
+    fields = {} if in_body is None else {"request_id": in_body}
+    response = ask_with(shared_edge, given, **fields)
+    assert response.json()["request_id"] == response.headers["X-Request-ID"] == shown
+    stored = shared_edge.get(f"/v1/answers/{shown}")
+    assert stored.headers["X-Request-ID"] == shown
+
+
+@pytest.mark.parametrize("given", ["", "two words", "a" * 65, "x/y", "ü"])
+def test_a_header_that_is_no_id_is_passed_over(shared_edge: Any, given: str) -> None:
+    headers = {b"X-Request-ID": given.encode("latin-1")}
+    body = {"question": QUESTION, "context": PASSAGE}
+    response = httpx.post(f"{shared_edge.url}/v1/answer", json=body, headers=headers, timeout=60.0)
+    shown = response.json()["request_id"]
+    assert shown == response.headers["X-Request-ID"] != given
+    assert len(shown) == 32
+
+
+def test_one_header_for_many_questions_is_no_conflict_and_every_id_begins_with_it(
+    shared_edge: Any,
+) -> None:
+    first = ask_with(shared_edge, "whole-job").json()
+    again = ask_with(shared_edge, "whole-job").json()
+    other = ask_with(shared_edge, "whole-job", question="who built the other one").json()
+    assert first == again
+    assert first["request_id"] == "whole-job"
+    assert other["request_id"].startswith("whole-job-")
+    named = ask_with(shared_edge, None, question="who else", request_id="whole-job")
+    assert named.status_code == 409, "an id in the body is a promise of the same content"
+
+
+def test_a_refusal_shows_the_id_of_what_it_refused(shared_edge: Any) -> None:
+    response = ask_with(shared_edge, "refused-1", question="")
+    assert response.status_code == 422
+    assert response.headers["X-Request-ID"] == "refused-1"

@@ -52,7 +52,7 @@ def take(store: ReleaseStore, folder: Path, version: int, seed: int) -> str:
     """A release, installed and in use, on probation."""
     made = make_tiny_model(folder / f"made-{version}", seed=seed)
     release = folder_digest(made)
-    store.install(made, release)
+    store.installed.put(made, release)
     store.commit(release, version, f"m{version}", EXPIRES)
     return release
 
@@ -120,7 +120,7 @@ def test_a_release_that_is_damaged_on_the_disk_gives_way_and_may_be_fetched_agai
     store.confirm()
     bad = take(store, tmp_path, 2, seed=2)
     store.confirm()
-    weights = store.path_of(bad) / "model.safetensors"
+    weights = store.installed.path_of(bad) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     if damage == "truncated":
         weights.write_bytes(content[:-100])
@@ -128,14 +128,14 @@ def test_a_release_that_is_damaged_on_the_disk_gives_way_and_may_be_fetched_agai
         content[-1] ^= 1  # loads, and is no longer what was signed
         weights.write_bytes(content)
     else:
-        shutil.rmtree(store.path_of(bad))
+        shutil.rmtree(store.installed.path_of(bad))
     start = begin(settings, store)
     assert start.reader is not None
     assert start.reader.digest == good
     assert start.given_up is not None
     assert (start.given_up.release, start.given_up.reason_code) == (bad, "damaged")
     assert store.active == good
-    assert store.installed(bad) is None
+    assert store.installed.find(bad) is None
     assert store.refusal("m2") is None
 
 
@@ -143,7 +143,7 @@ def test_a_spoilt_file_that_the_digest_does_not_cover_costs_no_release(
     settings: EdgeSettings, store: ReleaseStore, tmp_path: Path
 ) -> None:
     release = take(store, tmp_path, 1, seed=1)
-    (store.path_of(release) / "codecs.json").write_bytes(b"\0\0\0")
+    (store.installed.path_of(release) / "codecs.json").write_bytes(b"\0\0\0")
     start = begin(settings, store)
     assert start.reader is not None
     assert (start.reader.digest, start.given_up) == (release, None)
@@ -154,7 +154,7 @@ def test_a_release_that_was_damaged_while_the_agent_ran_is_not_gone_back_to(
     settings: EdgeSettings, store: ReleaseStore, tmp_path: Path
 ) -> None:
     release = take(store, tmp_path, 1, seed=1)
-    weights = store.path_of(release) / "model.safetensors"
+    weights = store.installed.path_of(release) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1  # loads, and is no longer what was signed
     weights.write_bytes(content)
@@ -182,7 +182,7 @@ def test_where_no_release_can_be_loaded_the_model_of_the_settings_answers(
     made = make_tiny_model(tmp_path / "made", seed=1)
     (made / "tokenizer.json").write_text("{}", encoding="utf-8")
     release = folder_digest(made)  # complete, as it was signed, and of no use
-    store.install(made, release)
+    store.installed.put(made, release)
     store.commit(release, 1, "m1", EXPIRES)
     start = begin(settings, store)
     assert start.reader is not None

@@ -15,17 +15,11 @@ import numpy as np
 import pytest
 
 from elma.bench import frontier_report
-from elma.bench.frontier import (
-    Asking,
-    FrontierPlan,
-    make_ways,
-    row_of,
-    run_frontier_bench,
-    weighted_percentile,
-)
-from elma.bench.frontier_plant import ALWAYS, AT_LAYER, FULL_DEPTH, TEXT
+from elma.bench.frontier import FrontierPlan, run_frontier_bench
+from elma.bench.frontier_plant import ALWAYS, AT_LAYER, FULL_DEPTH, TEXT, Asking
 from elma.bench.frontier_quality import Quality
 from elma.bench.frontier_report import find_better
+from elma.bench.frontier_rows import make_ways, row_of, weighted_percentile
 from elma.bench.links import Link, ShapingProxy
 from elma.bench.questions import load_bench_questions
 from elma.bench.slow_device import SlowDown

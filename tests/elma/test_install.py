@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from broker import secured
 from broker.secret_files import write_file, write_secret
-from elma import installing
+from elma import installed_roles
 from elma.cli import app
 from elma.demonstration.setup import write_toml
 
@@ -118,6 +118,100 @@ def test_the_rollout_service_has_no_secret_but_its_key_and_a_store_of_its_own(
     assert settings["store"] == "/var/lib/elma-rollout"
 
 
+def test_the_monitor_has_its_unit_its_settings_and_one_secret(tmp_path: Path, root: Path) -> None:
+    made = make_bundle(tmp_path / "eye", "monitor", "eye")
+    said = json.loads(install(made, root, "--json", "--http-port", "9574", role="monitor"))
+    assert said["next"] == ["systemctl daemon-reload", "systemctl enable --now elma-monitor"]
+    files = laid_out(root)
+    assert files["etc/systemd/system/elma-monitor.service"] == "0644"
+    assert [path for path, mode in files.items() if mode == "0600"] == [
+        "etc/elma/monitor/client-key.pem"
+    ]
+    settings = tomllib.loads((root / "etc/elma/monitor/monitor.toml").read_text())
+    assert settings["http"] == {"port": 9574}
+
+
+def test_who_publishes_beside_the_service_has_a_command_that_works_in_its_store(
+    tmp_path: Path, root: Path
+) -> None:
+    made = make_bundle(tmp_path / "desk", "publisher", "desk", store="../elma-publisher")
+    program = ("--program", "/srv/elma/bin/elma")
+    said = json.loads(install(made, root, "--json", *program, role="publishing"))
+    assert said["service"] == ""
+    assert "elma-publisher publish" in said["next"][0]
+    command = root / "usr/local/sbin/elma-publisher"
+    assert laid_out(root)["usr/local/sbin/elma-publisher"] == "0755"
+    assert "exec /srv/elma/bin/elma " in command.read_text()
+    assert "/opt/" not in command.read_text()
+    settings = tomllib.loads((root / "etc/elma/publishing/publisher.toml").read_text())
+    assert settings["store"] == "/var/lib/elma-rollout"
+
+
+def test_what_the_bundle_does_not_speak_of_stays_as_the_operator_has_set_it(
+    bundle: Path, root: Path
+) -> None:
+    install(bundle, root)
+    path = root / "etc/elma/edge/edge.toml"
+    settings = tomllib.loads(path.read_text())
+    changed = {**settings, "max_edge_layers": 3, "metrics": {"report_seconds": 60.0}}
+    changed["broker"] = {**CONNECTION, "host": "old.example", "keep_alive_seconds": 20}
+    write_toml(path, changed)
+    install(bundle, root)
+    after = tomllib.loads(path.read_text())
+    assert after == {**changed, "broker": {**CONNECTION, "keep_alive_seconds": 20}}
+
+
+def test_a_port_that_was_chosen_stays_when_the_bundle_is_renewed(
+    tmp_path: Path, root: Path
+) -> None:
+    made = make_bundle(tmp_path / "south", "worker", "south")
+    for options in (("--http-port", "8582"), ()):
+        install(made, root, *options, role="worker")
+        settings = tomllib.loads((root / "etc/elma/workers/south/worker.toml").read_text())
+        assert settings["http"] == {"port": 8582}
+
+
+def test_a_device_brings_its_figures_to_node_exporter_where_that_looks_for_them(
+    bundle: Path, root: Path
+) -> None:
+    install(bundle, root, "--textfile", "/srv/figures")
+    drop_in = (root / "etc/systemd/system/elma-edge.service.d/textfile.conf").read_text()
+    assert " /srv/figures/elma-edge.prom\n" in drop_in
+    assert "/var/lib/prometheus" not in drop_in
+
+
+@pytest.mark.parametrize("folder", ["figures", "/a folder", "/a%d", "/a;b", "/"])
+def test_a_folder_that_a_unit_would_misread_is_refused(
+    bundle: Path, root: Path, folder: str
+) -> None:
+    assert "absolute path" in install(bundle, root, "--textfile", folder, status=2)
+    assert laid_out(root) == {}
+
+
+def test_mosquitto_is_told_where_the_broker_s_folder_is(root: Path) -> None:
+    made = root / "srv/broker/mosquitto"
+    made.mkdir(parents=True)
+    (made / "mosquitto.conf").touch()
+    arguments = ["install", "broker", "--folder", "/srv/broker", "--root", str(root), "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["next"][-1] == "systemctl restart mosquitto"
+    drop_in = (root / "etc/systemd/system/mosquitto.service.d/elma.conf").read_text()
+    assert "ExecStart=/usr/sbin/mosquitto -c /srv/broker/mosquitto/mosquitto.conf" in drop_in
+    settings = [line for line in drop_in.splitlines() if not line.startswith("#")]
+    assert not any("/var/lib/elma-broker" in line for line in settings)
+
+
+@pytest.mark.parametrize("folder", ["/var/lib/elma-broker", "/root/elma-broker", "elma-broker"])
+def test_a_folder_that_mosquitto_could_not_use_is_refused(root: Path, folder: str) -> None:
+    made = root / "root/elma-broker/mosquitto"
+    made.mkdir(parents=True)
+    (made / "mosquitto.conf").touch()
+    arguments = ["install", "broker", "--folder", folder, "--root", str(root)]
+    assert CliRunner().invoke(app, arguments).exit_code != 0
+    assert not (root / "etc").exists()
+
+
 def test_a_dry_run_writes_nothing_and_says_nothing_secret(bundle: Path, root: Path) -> None:
     said = install(bundle, root, "--dry-run")
     assert "would write" in said
@@ -180,4 +274,4 @@ def test_the_unit_starts_the_program_that_was_named_and_a_package_s_unit_is_left
 
 def test_the_names_of_a_bundle_s_files_are_those_that_enrolment_gives() -> None:
     for name in ("AUTHORITY_NAME", "CERTIFICATE_NAME", "KEY_NAME"):
-        assert getattr(installing, name) == getattr(secured, name)
+        assert getattr(installed_roles, name) == getattr(secured, name)

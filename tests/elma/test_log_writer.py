@@ -110,13 +110,14 @@ def test_a_short_command_writes_at_once_and_survives_a_closed_stderr(
         put("here")
         assert read_until(pipe[0], b"\n") == b"here\n"
     put("the stream is closed")
-    assert make_put(stream, in_background=True, json_lines=False) is not None
+    assert make_put(stream, in_background=True, describe_dropped=describe) is not None
 
 
 SERVICE = """
-import os, sys, structlog
+import structlog
+from elma.log_form import LogForm, LogFormat
 from elma.output import configure_logging
-configure_logging("info", json_lines=True, in_background=True)
+configure_logging("info", LogForm(LogFormat.JSON), in_background=True)
 log = structlog.get_logger("test")
 for number in range(2000):
     log.info("line", number=number, filling="x" * 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -24,10 +25,12 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from broker.run import run_broker
 from elma.top.figures import describe, quantile
 from elma.top.look import Look, Silence, look_at, normal_url
+from elma.top.view import draw
 from elma.top.watching import Watch
 from protocol.key_files import save_edge_keys, save_pool_public
 from reader.exits import ExitSettings
@@ -119,19 +122,108 @@ def test_a_url_may_be_spelt_as_one_has_it(given: str) -> None:
 
 
 def test_a_process_that_comes_back_is_compared_with_itself() -> None:
-    found: list[Look | Silence] = [
-        edge_look(1.0, {questions("edge"): 1.0}),
+    found: list[tuple[Look, ...] | Silence] = [
+        (edge_look(1.0, {questions("edge"): 1.0}),),
         Silence("http://x", "away"),
-        edge_look(3.0, {questions("edge"): 100.0}),
-        edge_look(5.0, {questions("edge"): 104.0}),
+        (edge_look(3.0, {questions("edge"): 100.0}),),
+        (edge_look(5.0, {questions("edge"): 104.0}),),
     ]
-    watch = Watch(["http://x"], ask=lambda _url: found.pop(0))
+    moments = iter((1.0, 2.5, 3.0, 5.0))
+    watch = Watch(["http://x"], ask=lambda _url: found.pop(0), clock=lambda: next(moments))
     watch.look()
     watch.look()
-    assert (watch.figures(), [one.why for one in watch.silent]) == ([], ["away"])
+    assert watch.figures() == []
+    assert watch.silent == [Silence("http://x", "away", "kitchen", "edge", 1.5)]
+    drawn = text_of(draw(watch.figures(), watch.silent))
+    assert "kitchen (http://x): away for 2 s" in drawn
+    assert "silent 2 s" in drawn
     watch.look()
     watch.look()
     assert watch.figures()[0]["questions_per_second"]["edge"] == 2.0
+
+
+def text_of(drawn: Any, width: int = 80, height: int = 24) -> str:
+    """What somebody with a small terminal sees."""
+    console = Console(width=width, height=height, record=True, file=io.StringIO())
+    console.print(drawn)
+    return console.export_text()
+
+
+def test_a_fleet_fits_into_80_columns_and_what_is_wrong_comes_first() -> None:
+    samples = {
+        questions("edge"): 50_000.0,
+        questions("cloud"): 50_000.0,
+        "elma_edge_broker_connected": 0.0,
+        "elma_edge_outbox_pending": 12_345.0,
+        "elma_edge_waiting_questions": 256.0,
+        "elma_edge_in_flight_requests": 256.0,
+        **{
+            bucket(edge, f"elma_edge_{name}_seconds"): 7.0
+            for name in ("answer", "offload")
+            for edge in ("1", "+Inf")
+        },
+        **{bucket(edge, "elma_edge_exit_layer"): 9.0 for edge in ("3", "+Inf")},
+        ("elma_edge_release_info", (("release", "ab" * 32),)): 1.0,
+    }
+    looks = [
+        edge_look(1.0, samples, name=name, problems=["the disk is full"])
+        for name in ("a-very-long-name-of-a-device", "kitchen")
+    ]
+    gone = [Silence("http://y", "away", "north", "worker", 300.0)]
+    lines = text_of(draw([describe(one, one) for one in looks], gone)).splitlines()
+    assert lines[0] == "north (http://y): away for 5 min"
+    assert lines[1] == "a-very-long-name-of-a-device: the disk is full"
+    (row,) = [line for line in lines if line.startswith("kitchen  ")]
+    assert row.split() == [
+        *("kitchen", "no", "broker", "0.0", "0.0", "0.0", "0.0", "256", "256", "12,345"),
+        *("500/950*", "500/950*"),
+    ]
+    assert "release abababababab: a-very-long-name-of-a-device, kitchen" in lines
+    assert "ended at layer: 3 ██████████100%" in lines
+    assert lines[-1].startswith("times in milliseconds; * since")
+    assert any(line.startswith("north") and "silent 5 min" in line for line in lines)
+
+
+def test_a_monitor_shows_its_edges_with_the_age_of_their_reports() -> None:
+    reports = {"kitchen": (100.0, 5.0), "garage": (90.0, 1.0)}
+
+    def metrics() -> str:
+        lines = [f"elma_monitor_edges {len(reports)}"]
+        for edge, (at, count) in reports.items():
+            lines.append(f'elma_monitor_last_report_timestamp_seconds{{edge="{edge}"}} {at}')
+            labels = f'edge="{edge}",resolved_by="edge",result="answered"'
+            lines.append(f"elma_edge_questions_total{{{labels}}} {count}")
+            lines.append(f'elma_edge_broker_connected{{edge="{edge}"}} 1')
+        return "\n".join(lines) + "\n"
+
+    class Monitor(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((metrics() if self.path == "/metrics" else "{}").encode())
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Monitor) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        watch = Watch([url], ask=lambda one: look_at(one, now=lambda: 130.0))
+        watch.look()
+        watch.look()  # the same reports: nothing new
+        assert [one["questions_per_second"]["edge"] for one in watch.figures()] == [0.0, 0.0]
+        reports["kitchen"] = (120.0, 45.0)
+        del reports["garage"]
+        watch.look()
+        server.shutdown()
+    (kitchen,) = watch.figures()
+    assert (kitchen["name"], kitchen["reported_seconds_ago"]) == ("kitchen", 10.0)
+    assert kitchen["questions_per_second"]["edge"] == 2.0
+    (garage,) = watch.silent
+    assert (garage.name, garage.why) == ("garage", "the monitor knows it no more")
+    assert "10 s ago" not in text_of(draw(watch.figures(), watch.silent))
+    old = [{**kitchen, "reported_seconds_ago": 61.0}]
+    assert "61 s ago" in text_of(draw(old, ()))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +231,7 @@ def test_a_process_that_comes_back_is_compared_with_itself() -> None:
     [
         ({}, "status 404"),
         ({"/metrics": "<html>"}, "not with metrics"),
-        ({"/metrics": "up 1\n", "/healthz": "{}"}, "neither an edge nor a worker"),
+        ({"/metrics": "up 1\n", "/healthz": "{}"}, "neither an edge, a worker nor a monitor"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "ok"}, "no JSON"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "[]"}, "no object"),
         ({"/metrics": "#" * (9 * 1024 * 1024)}, "more than"),
@@ -291,7 +383,7 @@ def test_once_prints_tables_and_who_is_silent(site: Site, free_port: Callable[[]
     silent = f"127.0.0.1:{free_port()}"
     done = top(site.edge, site.worker, silent, "--once", "--every", "0.1")
     assert done.returncode == 0, done.stderr
-    for text in ("Edges", "kitchen", "Workers", "north", "questions/s by cloud", "p50 / p95"):
+    for text in ("edge ", "kitchen", "worker ", "north", "cloud", "p50/p95", "release "):
         assert text in done.stdout
     assert f"http://{silent}: no answer" in done.stdout
 
@@ -318,8 +410,8 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.drawn = ""
         self._master, slave = pty.openpty()
-        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 120, 0, 0))
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "60"}
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "elma", "top", *arguments],
             stdin=slave,
@@ -353,8 +445,8 @@ class Terminal:
 def test_a_terminal_is_drawn_again_and_again_and_left_as_it_was(site: Site) -> None:
     terminal = Terminal(site.edge, site.worker, "--every", "0.2")
     try:
-        place = terminal.wait_for("questions/s by cloud")
-        place = terminal.wait_for("questions/s by cloud", place)
+        place = terminal.wait_for("ended at layer")
+        place = terminal.wait_for("ended at layer", place)
         terminal.wait_for("north", place)
         terminal.process.send_signal(signal.SIGINT)
         terminal.wait_for("\x1b[?1049l", place)  # back to the screen that was there before

@@ -15,7 +15,6 @@ from protocol.errors import KeyFileError, MalformedMessage, SealingError, Unknow
 from protocol.key_documents import MAX_FILE_BYTES
 from protocol.key_files import (
     EdgeFolder,
-    PoolKeyFile,
     describe_key_file,
     load_edge_keys,
     load_edge_public,
@@ -27,6 +26,7 @@ from protocol.key_files import (
     save_pool_public,
 )
 from protocol.keys import EdgeKeyring, EdgeKeys, PoolKeys, PoolPublic
+from protocol.live_keys import LiveKeys
 
 
 def test_keys_survive_their_files(tmp_path: Path) -> None:
@@ -87,19 +87,43 @@ def test_a_public_key_that_others_may_change_is_refused_with_the_fix(
 def test_a_rotation_of_the_pool_keys_is_read_without_a_restart(tmp_path: Path) -> None:
     path, first = tmp_path / "pool.json", PoolKeys.make("pool-1")
     save_pool_keys(path, first)
-    file = PoolKeyFile(path)
-    assert file.keys() is file.keys()
+    read: list[PoolKeys] = []
+    failures: list[KeyFileError] = []
+    keys = LiveKeys(path, load_pool_keys, on_read=read.append, on_failure=failures.append)
+    assert keys() is keys()
     second = first.rotate("pool-2")
     save_pool_keys(path, second, replace=True)
-    assert file.keys() == second
+    assert [keys(), keys()] == [second, second]
     path.write_text("half a file")
-    assert file.keys() == second
-    assert file.failure is not None
+    assert [keys(), keys()] == [second, second]
+    assert len(failures) == 1
     path.unlink()
-    assert file.keys() == second
-    save_pool_keys(path, second.rotate("pool-3"))
-    assert file.keys().current_id == "pool-3"
-    assert file.failure is None
+    assert [keys(), keys()] == [second, second]
+    assert len(failures) == 2
+    save_pool_keys(path, second)
+    assert keys() == second
+    third = second.rotate("pool-3")
+    save_pool_keys(path, third, replace=True)
+    assert keys() == third
+    assert read == [second, third]
+    assert len(failures) == 2
+
+
+def test_a_device_reads_a_rotated_public_key_and_keeps_the_one_before_while_it_is_broken(
+    tmp_path: Path,
+) -> None:
+    path, pool = tmp_path / "pool-public.json", PoolKeys.make("pool-1")
+    save_pool_public(path, pool.public)
+    failures: list[KeyFileError] = []
+    key = LiveKeys(path, load_pool_public, on_read=lambda _: None, on_failure=failures.append)
+    path.chmod(0o666)
+    assert [key(), key()] == [pool.public, pool.public]
+    assert "chmod go-w" in str(failures[0])
+    path.chmod(0o600)
+    later = pool.rotate("pool-2").public
+    save_pool_public(path, later, replace=True)
+    assert key() == later
+    assert len(failures) == 1
 
 
 def test_saving_replaces_no_key_unasked(tmp_path: Path) -> None:

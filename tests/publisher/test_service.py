@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from urllib.request import urlopen
 
@@ -58,14 +59,24 @@ def test_the_service_fills_steers_and_leaves(
         picture = line.view.picture()
         assert picture.manifest is not None
         assert "main" in picture.present["publisher"]
-        text = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-        assert "elma_publisher_promotions_total 2.0" in text
+        text = metrics_with(port, "elma_publisher_promotions_total 2.0")
         assert "elma_publisher_release_version 1.0" in text
     finally:
         stop.set()
         service.join(WAIT_SECONDS)
     assert not service.is_alive()
     assert line.view.wait_for(lambda fleet: "main" not in fleet.present["publisher"], WAIT_SECONDS)
+
+
+def metrics_with(port: int, line: str) -> str:
+    """The metrics once they have a line: what is shown at the broker is counted after it."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        text = str(urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
+        if line in text:
+            return text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.01)
 
 
 def test_a_port_that_is_taken_is_said_before_it_serves(

@@ -21,6 +21,7 @@ from publisher.making import (
     draft_rollback,
     keep_signed,
 )
+from publisher.packing import PACKED_FOLDER, pack
 from publisher.pruning import prune
 from publisher.rollout import Wish, give_order
 from publisher.sending import kept_blobs, opened
@@ -197,6 +198,29 @@ def test_old_content_is_pruned_and_recent_releases_stay(publisher: Publisher) ->
     assert not publisher.store.blobs.has(unused)
     assert all(publisher.store.blobs.has(blob.sha256) for blob in blobs_of(publisher.store, first))
     assert publisher.store.model_folder(first.release)
+
+
+def test_packed_copies_go_with_the_releases_that_were_made_of_them(publisher: Publisher) -> None:
+    folder = publisher.store.folder / PACKED_FOLDER
+    kept = pack(publisher.model("a"), folder)
+    publisher.published(kept)
+    refused = pack(publisher.model("b", 1), folder)
+    unfinished = refused.with_name(".c.partial")
+    unfinished.mkdir()
+    fresh = pack(publisher.model("d", 2), folder)
+    for path in (kept, refused, unfinished):
+        os.utime(path, (0, 0))
+    assert prune(publisher.store) == 2
+    assert sorted(folder.glob("*/*")) == sorted([kept, fresh])
+    assert not refused.parent.exists()
+
+
+def test_a_packed_copy_in_use_is_not_old(publisher: Publisher) -> None:
+    folder = publisher.store.folder / PACKED_FOLDER
+    packed = pack(publisher.model("a"), folder)
+    os.utime(packed, (0, 0))
+    assert pack(publisher.model("a"), folder) == packed
+    assert prune(publisher.store) == 0
 
 
 def test_two_releases_are_kept_on_the_broker(publisher: Publisher) -> None:

@@ -22,7 +22,6 @@ from broker.session import Session
 from protocol.blobs import CHUNK_BYTES, BlobRef
 from protocol.key_files import save_publisher_public
 from protocol.manifest import (
-    Architecture,
     Manifest,
     PreviousRelease,
     SignedManifest,
@@ -33,6 +32,7 @@ from protocol.signing import KeyList, PublisherTrust, SigningKey
 from protocol.topics import BlobTopic, ManifestTopic, RolloutTopic
 from reader.config import ReaderConfig
 from reader.weights import folder_digest
+from releases.architecture import architecture_of
 from releases.blob_folder import BlobFolder, blob_reference
 from releases.building import build_contents
 
@@ -109,7 +109,6 @@ class Plant:
             self.references[blob.sha256] = blob
             opened = previous.manifest(self.key_list)
             before = PreviousRelease(opened.release, opened.version, blob)
-        sizes = {name: getattr(CONFIG, name) for name in vars(CONFIG) if name in ARCHITECTURE}
         made = Manifest(
             channel=CHANNEL,
             version=version,
@@ -117,7 +116,7 @@ class Plant:
             name="test",
             created=created,
             expires=created + 86_400,
-            architecture=Architecture(model_type="albert", **sizes),
+            architecture=architecture_of(CONFIG),
             files=contents.files,
             rollout_public=self.rollout.public,
             previous=before,
@@ -153,11 +152,6 @@ class Plant:
             expires=NOW + 86_400,
         )
         return replace(order, **changes).sign(self.rollout).encode()
-
-
-ARCHITECTURE = (
-    "layers groups hidden_size heads intermediate_size embedding_size vocab_size max_positions"
-).split()
 
 
 def chunks_of(plant: Plant) -> list[tuple[str, int, bytes]]:

@@ -11,7 +11,8 @@ import pytest
 import releases.assembly
 from protocol.manifest import CHUNK_BYTES, Architecture, Manifest
 from reader.weights import folder_digest
-from releases.assembly import assemble, check_architecture, update_beside
+from releases.architecture import architecture_of, check_architecture
+from releases.assembly import assemble, update_beside
 from releases.errors import ContentError, DigestMismatch, UnsupportedArchitecture
 from releases.planning import LocalContent, Plan, missing_indexes, plan
 from releases.store import ReleaseStore
@@ -35,7 +36,7 @@ def ready(plant: Plant, manifest: Manifest, store: ReleaseStore, local: list[Pat
 
 
 def nothing_is_in_sight(store: ReleaseStore) -> None:
-    assert store.releases() == ()
+    assert store.installed.digests() == ()
     assert not list((store.folder / "installed").iterdir())
 
 
@@ -133,10 +134,10 @@ def test_a_death_before_the_rename_leaves_nothing_in_sight(
             raise KeyboardInterrupt
 
         monkeypatch.setattr(releases.assembly, "remove_tree", lambda _: None)
-        monkeypatch.setattr(store, "install", die)
+        monkeypatch.setattr(store.installed, "put", die)
         with pytest.raises(KeyboardInterrupt):
             assemble(manifest, made, store)
-        assert store.releases() == ()
+        assert store.installed.digests() == ()
     with ReleaseStore(tmp_path / "store") as store:
         nothing_is_in_sight(store)
 
@@ -158,10 +159,7 @@ def test_files_that_the_digest_does_not_cover_are_brought_up_to_date_in_place(
 
 
 def architecture(**changes: object) -> Architecture:
-    names = set(Architecture.__dataclass_fields__) - {"model_type"}
-    return Architecture(
-        **{"model_type": "albert", **{name: getattr(CONFIG, name) for name in names}, **changes}  # type: ignore[arg-type]
-    )
+    return replace(architecture_of(CONFIG), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

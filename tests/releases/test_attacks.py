@@ -260,7 +260,7 @@ def test_an_architecture_that_config_json_contradicts_is_refused(
     offer(plant, publisher, manifest, plant.sign(manifest))
     refused(device, "architecture", before.release)
     assert "vocab_size" in device.reason
-    assert device.store.installed(manifest.release) is None
+    assert device.store.installed.find(manifest.release) is None
 
 
 def test_files_that_do_not_make_the_release_are_refused(
@@ -270,7 +270,7 @@ def test_files_that_do_not_make_the_release_are_refused(
     manifest = plant.manifest(make_folder(tmp_path / "mixed", seed=6), 6, release="a" * 64)
     offer(plant, publisher, manifest, plant.sign(manifest))
     refused(device, "digest", before.release)
-    assert set(device.store.releases()) == {before.release}
+    assert set(device.store.installed.digests()) == {before.release}
 
 
 @pytest.mark.parametrize("where", ["chunks", "assembly"])
@@ -301,8 +301,8 @@ def test_a_disk_that_fills_in_the_middle_keeps_the_old_release_and_goes_on_with_
     manifest = plant.manifest(make_folder(tmp_path / "next", seed=6, tensors=12), 6)
     offer(plant, publisher, manifest, plant.sign(manifest))
     refused(device, "no_space", before.release)
-    assert device.store.installed(before.release) is not None
-    assert not list(device.store.path_of(before.release).parent.glob("*.partial"))
+    assert device.store.installed.find(before.release) is not None
+    assert not list(device.store.installed.path_of(before.release).parent.glob("*.partial"))
     is_full = False
     wait_until(lambda: device.store.active == manifest.release)
     assert folder_digest(device.adopted[-1].folder) == manifest.release

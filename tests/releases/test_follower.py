@@ -42,7 +42,7 @@ def test_a_fresh_device_gets_its_first_release(
     announce(publisher, plant.sign(manifest), plant.order(manifest))
     device = follow()
     wait_until(lambda: device.state == "active", f"{device.reports}")
-    folder = device.store.installed(manifest.release)
+    folder = device.store.installed.find(manifest.release)
     assert folder is not None
     assert folder_digest(folder) == manifest.release
     assert (folder / "canaries.json").read_bytes() == b'{"canaries": []}'
@@ -166,7 +166,7 @@ def test_a_refused_release_is_not_tried_again_until_a_higher_version_comes(
     assert device.reports[-1].release == first.release
     assert device.reports[-1].target_version == 2
     assert device.store.active == first.release
-    assert device.store.installed(bad.release) is None
+    assert device.store.installed.find(bad.release) is None
     announce(publisher, plant.sign(bad), plant.order(bad, sequence=2))
     wait_until(lambda: device.store.order_sequence(bad.release, plant.rollout.public) == 2)
     higher = plant.manifest(tmp_path / "bad", 3)
@@ -286,7 +286,7 @@ def test_a_worker_takes_the_release_before_and_the_offered_one_and_keeps_both(
     worker = follow(name="worker", waits_for_order=False, keeps_previous=True)
     wait_until(lambda: worker.store.active == second.release)
     assert [one.version for one in worker.adopted] == [1, 2]
-    assert set(worker.store.releases()) == {first.release, second.release}
+    assert set(worker.store.installed.digests()) == {first.release, second.release}
 
 
 def test_a_pause_stops_a_download_that_is_under_way(
@@ -320,7 +320,7 @@ def test_any_number_of_cut_links_leads_to_the_whole_release(
 
     def cut() -> None:
         while not stop.wait(generator.uniform(0.05, 0.3)):
-            connection = device.session._connection
+            connection = device.session._keeper.connection
             if connection is not None:
                 connection.abandon("cut by the test")
 

@@ -45,7 +45,7 @@ def test_a_rollback_to_a_release_that_was_damaged_meanwhile_fetches_what_was_sig
     announce(publisher, plant.sign(second), plant.order(second))
     wait_until(lambda: device.store.active == second.release)
     device.store.confirm()
-    weights = device.store.path_of(first.release) / "model.safetensors"
+    weights = device.store.installed.path_of(first.release) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-9] ^= 1
     weights.write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import shutil
 import ssl
 import subprocess
 import threading
@@ -21,6 +20,7 @@ from releases.fetching import ChunkFetcher, FetchRules
 from releases.https_transport import HttpsTransport
 from releases.pacing import Pacer
 from releases.transport import WantedChunk
+from tests.conftest import find_program
 from tests.releases.conftest import Follows
 from tests.releases.plant import Plant, announce, upload, wait_until
 
@@ -73,9 +73,7 @@ def handler_of(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A certificate for 127.0.0.1 that vouches for itself, beside its key."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl is not installed; it makes the certificate of this test")
+    program = find_program("openssl", package="openssl")
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     subprocess.run(
         [

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from elma.cli import app
@@ -27,6 +28,7 @@ from tests.edge_agent.press import canaries_of
 from tests.tiny import make_tiny_model
 
 COMPUTING = Computing()
+MORE_THAN_ANY_MACHINE = 1 << 50
 
 
 @pytest.fixture
@@ -119,6 +121,30 @@ def test_a_check_that_finds_no_memory_says_so(
 
     monkeypatch.setattr(f"reader.model.{where}", starves)
     assert check_here(release, COMPUTING).reason_code == ProofStarved.reason_code
+
+
+@pytest.mark.parametrize("where", ["TorchEngine.__init__", "TorchEngine.run"])
+def test_torchs_own_word_for_no_memory_is_no_verdict_on_the_release(
+    release: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocates(*_: object, **__: object) -> None:
+        torch.empty(MORE_THAN_ANY_MACHINE)  # refused by the system: a RuntimeError of torch's
+
+    monkeypatch.setattr(f"reader.engines.torch_engine.{where}", allocates)
+    monkeypatch.setattr("reader.engines.torch_engine.TorchEngine.run_mixed", allocates)
+    report = check_here(release, Computing(engine="torch"))
+    assert report.reason_code == ProofStarved.reason_code
+    assert "memory" in report.failure
+
+
+def test_any_other_word_of_torch_is_one(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        torch.empty(2, 3) @ torch.empty(2, 3)
+
+    monkeypatch.setattr("reader.engines.torch_engine.TorchEngine.run", breaks)
+    monkeypatch.setattr("reader.engines.torch_engine.TorchEngine.run_mixed", breaks)
+    report = check_here(release, Computing(engine="torch"))
+    assert report.reason_code == CanariesFailed.reason_code
 
 
 def test_what_lies_in_the_present_folder_is_not_run(

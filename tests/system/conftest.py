@@ -123,11 +123,17 @@ class Plant:
             self.workers[name].wait_ready()
 
     def edge(
-        self, name: str, port: int, *, releases: dict[str, Any] | None = None, **offload: Any
+        self,
+        name: str,
+        port: int,
+        *,
+        releases: dict[str, Any] | None = None,
+        tracing: dict[str, Any] | None = None,
+        **offload: Any,
     ) -> EdgeProcess:
         """Start an edge, with the keys and the outbox that it had before, if it had any.
 
-        `releases` makes it follow a channel.
+        `releases` makes it follow a channel, `tracing` sends its spans to a collector.
         """
         folder = self.cloud.folder / name
         if name not in self.cloud.keys:
@@ -153,6 +159,7 @@ class Plant:
                     **offload,
                 },
                 **({} if releases is None else {"releases": releases}),
+                **({} if tracing is None else {"tracing": tracing}),
             },
         )
         process = EdgeProcess(name, folder / "edge.toml", self.cloud.next_log(name), port)

@@ -13,7 +13,7 @@ from broker.run import run_broker
 from deploy.watch.__main__ import ROOT
 from deploy.watch.panels import DASHBOARDS, Query
 from reader.exits import ExitSettings
-from tests.cloud_worker.harness import Cloud, wait_until
+from tests.cloud_worker.harness import Cloud, ElmaProcess, wait_until
 from tests.system.conftest import LAYERS, Plant
 from tests.system.prometheus_server import PrometheusServer
 from tests.system.test_rollout import Load, Rollout
@@ -28,9 +28,13 @@ QUERIES = [
 
 @pytest.fixture
 def rollout(
-    tmp_path: Path, mosquitto_program: Path, free_port: Callable[[], int]
+    tmp_path: Path,
+    mosquitto_program: Path,
+    free_port: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Rollout]:
-    """A broker, two workers and two edges of its own."""
+    """A broker, two workers and two edges of its own, which report to a monitor too."""
+    monkeypatch.setenv("ELMA_EDGE_METRICS__REPORT_SECONDS", "1")
     models = {
         name: make_tiny_model(
             tmp_path / name,
@@ -62,9 +66,22 @@ def publisher_url(rollout: Rollout) -> str:
 
 
 @pytest.fixture
+def monitor_url(rollout: Rollout) -> str:
+    """The address of an `elma monitor` to which the edges report."""
+    cloud = rollout.plant.cloud
+    port = str(cloud.broker.port)
+    monitor = ElmaProcess(
+        ["monitor", "--name", "eye", "--port", "0", "--broker-port", port], cloud.next_log("eye")
+    )
+    cloud.take(monitor)
+    return str(monitor.wait_for_event("monitor_listening")["url"])
+
+
+@pytest.fixture
 def prometheus(
     rollout: Rollout,
     publisher_url: str,
+    monitor_url: str,
     prometheus_program: Path,
     tmp_path: Path,
     free_port: Callable[[], int],
@@ -74,7 +91,8 @@ def prometheus(
         "workers": [(worker.health_url, {}) for worker in rollout.plant.workers.values()],
         "edges": [(edge.url, {"edge": edge.name}) for edge in rollout.edges],
         "publishers": [(publisher_url, {"channel": "stable"})],
-        "monitors": [],
+        "monitors": [(monitor_url, {})],
+        "alertmanagers": [],
     }
     with PrometheusServer(
         prometheus_program, tmp_path / "prometheus", free_port(), targets

@@ -1,8 +1,7 @@
-"""Calibration finds the thresholds and temperatures that were put in, and keeps its promise."""
+"""Calibration takes the boldest policy that passes its test, and keeps its promise."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -15,14 +14,9 @@ from cloud_worker.training.calibration import (
     calibrate,
     expected_calibration_error,
     f1_losses,
-    fit_no_answer_thresholds,
-    fit_score_maps,
-    fit_temperatures,
     half_report,
 )
-from cloud_worker.training.evaluation import answer_at_exit, answer_confidences
-from cloud_worker.training.measuring_errors import CalibrationError, PlotError
-from cloud_worker.training.plots import plot_training_curves
+from cloud_worker.training.measuring_errors import CalibrationError
 from cloud_worker.training.recording import Recording
 from elma.cli import app
 from reader.exits import ExitSettings
@@ -43,91 +37,6 @@ def graded_recording(count: int, *, seed: int) -> Recording:
     uncertainty = random.random((count, 4)) * np.array([1.0, 0.8, 0.5, 0.0])
     f1 = (random.random((count, 4)) >= uncertainty).astype(float)
     return made_up_recording(f1, uncertainty)
-
-
-def test_the_no_answer_threshold_of_each_exit_has_the_highest_f1() -> None:
-    random = np.random.default_rng(1)
-    has_answer = random.random(400) < 0.5
-    # At the second exit "no answer" is told apart well, and around another value.
-    margins = random.normal(size=(400, 2)) - np.outer(has_answer, [0.5, 3.0]) + [0.0, 8.0]
-    f1 = np.where(has_answer[:, None], random.random((400, 2)), 0.0)
-    recording = made_up_recording(
-        f1, np.zeros((400, 2)), has_answer=has_answer.tolist(), margins=margins
-    )
-
-    fitted = fit_no_answer_thresholds(recording, ExitSettings.uncalibrated(2))
-
-    for layer in (1, 2):
-        reached = answer_at_exit(recording, layer, fitted).f1.mean()
-        for threshold in np.linspace(-5, 13, 200):
-            other = ExitSettings("entropy", (-1.0, 1.0), (threshold,) * 2, (1.0, 1.0), 2)
-            assert reached >= answer_at_exit(recording, layer, other).f1.mean() - 1e-9
-
-
-@pytest.mark.parametrize("answerable", [True, False])
-def test_questions_all_of_one_kind_are_all_treated_alike(answerable: bool) -> None:
-    random = np.random.default_rng(2)
-    recording = made_up_recording(
-        np.full((50, 1), 0.9 * answerable),
-        np.zeros((50, 1)),
-        has_answer=[answerable] * 50,
-        margins=random.normal(size=(50, 1)),
-    )
-
-    fitted = fit_no_answer_thresholds(recording, ExitSettings.uncalibrated(1))
-
-    assert answer_at_exit(recording, 1, fitted).answered.tolist() == [answerable] * 50
-
-
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_the_temperature_that_made_the_scores_is_found(temperature: float) -> None:
-    random = np.random.default_rng(3)
-    count = 6000
-    spread = random.normal(scale=2.0, size=count)
-    chosen_is_right = random.random(count) < 1 / (1 + np.exp(-np.abs(spread)))
-    # Two candidates, null and one span: the better one is right as often as the softmax says.
-    answered = spread < 0
-    recording = made_up_recording(
-        np.where(answered, chosen_is_right, 0.0)[:, None],
-        np.zeros((count, 1)),
-        has_answer=np.where(answered, True, ~chosen_is_right).tolist(),
-        margins=(spread * temperature)[:, None],
-    )
-
-    fitted = fit_temperatures(recording, ExitSettings.uncalibrated(1))
-
-    assert fitted.temperatures[0] == pytest.approx(temperature, rel=0.1)
-
-
-def test_the_score_map_makes_the_share_of_a_split_answer_a_probability() -> None:
-    random = np.random.default_rng(4)
-    count = 6000
-    margins = -random.gamma(2.0, 1.0, size=count)  # all answered, the null loses by this much
-    share = 1 / (1 + np.exp(margins))
-    odds = np.log(share / (1 - share))
-    right = random.random(count) < 1 / (1 + np.exp(-(0.6 * odds - 0.8)))
-    recording = made_up_recording(
-        right.astype(np.float64)[:, None], np.zeros((count, 1)), margins=margins[:, None]
-    )
-
-    fitted = fit_score_maps(recording, ExitSettings.uncalibrated(1))
-
-    assert fitted.score_slopes[0] == pytest.approx(0.6, abs=0.1)
-    assert fitted.score_intercepts[0] == pytest.approx(-0.8, abs=0.15)
-    layers = np.ones(count, dtype=np.int64)
-    mapped = answer_confidences(recording, layers, fitted)
-    plain = answer_confidences(recording, layers, ExitSettings.uncalibrated(1))
-    rightness = right.astype(np.float64)
-    assert expected_calibration_error(mapped, rightness) < 0.03
-    assert expected_calibration_error(plain, rightness) > 0.1
-
-
-@pytest.mark.parametrize("outcome", [0.0, 1.0])
-def test_a_score_map_of_one_sided_questions_stays_finite(outcome: float) -> None:
-    recording = made_up_recording(np.full((50, 1), outcome), np.zeros((50, 1)))
-    fitted = fit_score_maps(recording, ExitSettings.uncalibrated(1))
-    assert np.isfinite(fitted.score_slopes + fitted.score_intercepts).all()
-    assert fitted.score_slopes[0] > 0
 
 
 def test_calibration_error_worked_by_hand() -> None:
@@ -292,35 +201,3 @@ def test_the_verb_writes_settings_that_the_reader_loads(tmp_path: Path) -> None:
     assert report["calibration"]["questions"] + report["report"]["questions"] == 20
     assert (model / "exits.json").read_bytes() == before
     assert Reader.load(model, settings=settings).settings == settings
-
-
-def test_training_curves_are_drawn_while_the_trainer_still_writes(tmp_path: Path) -> None:
-    log = tmp_path / "log.csv"
-    columns = ["step", "seconds", "loss", "learning_rate", "questions_per_second"]
-    with log.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, "loss_exit_1", "loss_exit_2"])
-        writer.writerows([step, step, 1 / step, 1e-4, 20.0, 2.0, 1.0] for step in range(1, 9))
-        file.write("9,9.0,0.1")
-
-    plot_training_curves(log, tmp_path / "curves.png")
-
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("step,loss,learning_rate,questions_per_second\n", "no complete line"),
-        ("a,b\n1,2\n3,4\n", "not a training log|no complete line"),
-        ("step,loss,learning_rate,questions_per_second\n1,x,2,3\n", "not a training log"),
-    ],
-)
-def test_a_log_that_cannot_be_drawn_is_named(tmp_path: Path, text: str, message: str) -> None:
-    log = tmp_path / "log.csv"
-    log.write_text(text)
-
-    with pytest.raises(PlotError, match=message) as caught:
-        plot_training_curves(log, tmp_path / "curves.png")
-
-    assert "log.csv" in str(caught.value)

@@ -1,10 +1,12 @@
-"""What the steps of `elma compress` that train have in common: their options, as one record.
+"""The options that `elma train` and the steps of `elma compress` that train have in common.
 
-Neighbours: `compress` declares them on each verb and hands them over here.
+Neighbours: `train`, `compress` and `compress_training` declare them on each verb; the steps hand
+theirs over as one `TrainingOptions`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,22 +18,41 @@ from elma.output import CommandError
 if TYPE_CHECKING:
     from cloud_worker.training.settings import TrainSettings
 
-DataOption = Annotated[
+ModelOutOption = Annotated[
+    Path, typer.Option("--out", help="The model folder to write; a new one.")
+]
+StepDataOption = Annotated[
     list[str] | None,
-    typer.Option(help="SQuAD JSON (plain or .gz) or hub data set to train on; FILE@WEIGHT."),
+    typer.Option(
+        help="SQuAD JSON (plain or .gz) or hub data set to train on; FILE@WEIGHT; repeatable."
+    ),
 ]
 TeacherOption = Annotated[
     str, typer.Option(help="Model folder that teaches. Default: the model as it comes in.")
 ]
+EpochsOption = Annotated[int, typer.Option(min=1, help="Times through all questions.")]
 StepsOption = Annotated[int, typer.Option(help="Train for these steps; 0 counts epochs.")]
-EpochsOption = Annotated[int, typer.Option(min=1)]
-LearningRateOption = Annotated[float, typer.Option()]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")]
-SeedOption = Annotated[int, typer.Option()]
+LearningRateOption = Annotated[float, typer.Option(help="AdamW's, after the warm-up.")]
+TorchThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")]
+SeedOption = Annotated[int, typer.Option(help="Of everything that chance decides.")]
 MaxMinutesOption = Annotated[
-    float | None, typer.Option(help="End after so many minutes and save what there is.")
+    float | None,
+    typer.Option(help="End after so many minutes and save the weights as they are then."),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")]
+
+
+def use_threads(threads: int) -> None:
+    """Let torch compute with so many threads; 0 leaves it its own choice."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def seconds_of(max_minutes: float | None) -> float:
+    """How long a training may take."""
+    return math.inf if max_minutes is None else 60 * max_minutes
 
 
 @dataclass(frozen=True)
