@@ -65,10 +65,7 @@ def top(
             + "; start `elma edge run` or `elma worker run`, or name the URL where one listens"
         )
     if is_live:
-        try:
-            watch_for_ever(watch, every_seconds, Console())
-        except KeyboardInterrupt:  # how one leaves
-            return
+        watch_for_ever(watch, every_seconds, Console())
     elif as_json:
         silent = [asdict(one) for one in watch.silent]
         print_json({"processes": watch.figures(), "silent": silent})

@@ -6,11 +6,12 @@ Neighbours: `look` asks, `figures` compares, `view` draws.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -96,14 +97,46 @@ def watch_once(watch: Watch, every_seconds: float) -> None:
 
 
 def watch_for_ever(watch: Watch, every_seconds: float, console: Console) -> None:
-    """Draw until Ctrl-C. The first look has been taken."""
+    """Draw until SIGINT (Ctrl-C) or SIGTERM. The first look has been taken. In the main thread."""
 
     def picture() -> RenderableType:
         heading = f"elma top  {time.strftime('%H:%M:%S')}  every {every_seconds:g} s; Ctrl-C leaves"
         return draw(watch.figures(), watch.silent, heading)
 
-    with Live(picture(), console=console, screen=True) as live:
-        while True:
-            time.sleep(every_seconds)
+    with _Leaving() as leaving, Live(picture(), console=console, screen=True) as live:
+        while not leaving.within(every_seconds):
             watch.look()
             live.update(picture(), refresh=True)
+
+
+class _Leaving:
+    """Whether a signal to leave has come.
+
+    Not by KeyboardInterrupt: one that is raised inside of a destructor or a weak reference's
+    callback, of which each look has some, is printed and forgotten.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SLICE_SECONDS = 0.1
+
+    def __init__(self) -> None:
+        self._is_wanted = False
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def within(self, wait_seconds: float) -> bool:
+        """Whether it has come, after at most `wait_seconds`."""
+        end = time.monotonic() + wait_seconds
+        while not self._is_wanted and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, self.SLICE_SECONDS))
+        return self._is_wanted
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self._is_wanted = True
