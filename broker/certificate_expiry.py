@@ -1,8 +1,9 @@
 """When a certificate expires, read from its file without a library for certificates.
 
-Input: a PEM file, as `BrokerSettings` names one. Output: unix seconds. Neighbours: the metrics of
-edge, worker and publisher tell it to Prometheus. A device has no `cryptography`; what is read here
-is the third and the fifth line of RFC 5280's TBSCertificate, nothing is verified.
+Input: a PEM file, as `BrokerSettings` names one, or what a peer showed. Output: unix seconds.
+Neighbours: the metrics of edge, worker, publisher and monitor tell it to Prometheus. A device has
+no `cryptography`; what is read here is the third and the fifth line of RFC 5280's TBSCertificate,
+nothing is verified.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ def certificate_expiry(path: Path) -> float:
         return _not_after(ssl.PEM_cert_to_DER_cert(first[start:] + end))
     except (IndexError, ValueError) as error:
         raise ValueError(f"{path} holds a certificate that is damaged") from error
+
+
+def shown_certificate_expiry(connection: object) -> float:
+    """The end of the certificate that the peer of a TLS socket showed; 0 for any other one."""
+    content = connection.getpeercert(True) if isinstance(connection, ssl.SSLSocket) else None
+    if not content:
+        return 0.0
+    try:
+        return _not_after(content)
+    except (IndexError, ValueError):
+        return 0.0
 
 
 def _not_after(content: bytes) -> float:

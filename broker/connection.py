@@ -25,6 +25,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.callbacks import hang_in
+from broker.certificate_expiry import shown_certificate_expiry
 from broker.errors import (
     ConnectFailed,
     InvalidPublication,
@@ -76,8 +77,9 @@ class Identity:
 class Connection:
     """One connection of one identity; `tls_context` is None for one without TLS.
 
-    `on_delivery` and `on_subscription_refused` (with the topic filter) run on paho's thread and
-    must be quick.
+    `broker_certificate_expires`: the end of the certificate that the broker showed, in unix
+    seconds; 0 without TLS. `on_delivery` and `on_subscription_refused` (with the topic filter) run
+    on paho's thread and must be quick.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Connection:
     ) -> None:
         self.epoch = epoch
         self.maximum_packet_bytes = settings.maximum_packet_bytes
+        self.broker_certificate_expires = 0.0
         self._settings = settings
         self._identity = identity
         self._on_delivery = on_delivery
@@ -134,6 +137,7 @@ class Connection:
         except (OSError, ValueError) as error:
             self._end(ConnectFailed(f"broker {settings.address} cannot be reached: {error}"))
             raise self._failure() from error
+        self.broker_certificate_expires = shown_certificate_expiry(self._client.socket())
         self._client.loop_start()
         self._life.wait_settled(2 * settings.connect_timeout_seconds)
         if not self._life.was_ready:

@@ -64,6 +64,8 @@ class Keeper:
     ) -> None:
         self.connection: Connection | None = None
         self.connections_total = 0
+        self.broker_certificate_expires = 0.0
+        """As the broker showed it last, in unix seconds; 0 without TLS."""
         self.epoch = 0
         self._settings, self._identity, self._birth = settings, identity, birth
         self._added, self._hooks = added, hooks
@@ -166,7 +168,10 @@ class Keeper:
         self._hooks.beginning()
         self.connection = connection
         try:
-            connection.open()
+            try:
+                connection.open()
+            finally:
+                self._note_certificate(connection)
             self._added.note_connected()
             self.connections_total += 1
             self._failure = None
@@ -209,6 +214,11 @@ class Keeper:
             return
         if wait_seconds > 0:
             receipt.wait(wait_seconds)
+
+    def _note_certificate(self, connection: Connection) -> None:
+        """What the broker showed, if it came so far: kept while it is away."""
+        if connection.broker_certificate_expires:
+            self.broker_certificate_expires = connection.broker_certificate_expires
 
     def _tell(self, connected: bool) -> None:
         """Wake who waits for a connection, and call the hook safely."""

@@ -167,6 +167,10 @@ class Session:
         """The number of the present or last connection; 0 before the first."""
         return self._keeper.epoch
 
+    def broker_certificate_expires(self) -> float:
+        """When the certificate expires that the broker showed last, in unix seconds; else 0."""
+        return self._keeper.broker_certificate_expires
+
     @property
     def connections_total(self) -> int:
         """How often it has been connected."""

@@ -235,6 +235,8 @@ class Worker:
         metrics.releases_in_memory.set_function(lambda: len(self._releases.in_memory()))
         metrics.show_releases(self._releases.digests())
         metrics.certificate_expires.set_function(self.settings.broker.certificate_expires)
+        shown = self.session.broker_certificate_expires
+        metrics.broker_certificate_expires.set_function(shown)
         metrics.draining.set_function(lambda: float(self.intake.is_draining))
 
 

@@ -4,6 +4,7 @@ WorkerError
 ├── WorkerSettingsError    a setting is wrong or cannot be read
 ├── PartDied               a thread of the worker ended; the worker leaves
 ├── ListenError            the address for health and metrics cannot be used
+├── CannotCompute          a reader was loaded and fails with its engine on this machine
 ├── TooManyReleases        no place in memory for one release more
 └── RequestRefused         a request that this worker will not compute, with the reason
 """
@@ -24,6 +25,10 @@ class WorkerSettingsError(WorkerError):
 
 class ListenError(WorkerError):
     """The HTTP address for health and metrics cannot be used."""
+
+
+class CannotCompute(WorkerError):
+    """A reader was loaded, and cannot compute with its engine on this machine."""
 
 
 class TooManyReleases(WorkerError):

@@ -106,6 +106,10 @@ class WorkerMetrics:
             "certificate_expires_timestamp_seconds",
             "When the certificate for the broker expires, unix time; 0 without one.",
         )
+        self.broker_certificate_expires = gauge(
+            "broker_certificate_expires_timestamp_seconds",
+            "When the broker's own certificate expires, as last shown, unix time; 0 without TLS.",
+        )
         self.deliveries_dropped = gauge(
             "deliveries_dropped", "Deliveries so far that found no place to wait to be opened."
         )

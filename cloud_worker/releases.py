@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from cloud_worker.errors import RequestRefused, TooManyReleases
+from cloud_worker.errors import CannotCompute, RequestRefused, TooManyReleases, describe_fault
 from cloud_worker.pace import Pace, measure_pace
+from reader.engines.choosing import cannot_compute
 from reader.model import Reader
 
 
@@ -48,7 +49,9 @@ class Releases:
         max_loaded: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Measures the pace of each, which takes a moment. Raises TooManyReleases.
+        """Measures the pace of each, which takes a moment.
+
+        Raises TooManyReleases, or CannotCompute for a reader that fails with its engine.
 
         `max_loaded`: how many may be in memory at once; None for any number.
         """
@@ -72,7 +75,10 @@ class Releases:
         max_loaded: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Releases:
-        """Load every model. Raises `ModelFolderError`, `EngineError` or TooManyReleases."""
+        """Load every model.
+
+        Raises `ModelFolderError`, `EngineError`, CannotCompute or TooManyReleases.
+        """
         return cls(
             [
                 Reader.load(model, threads=threads, engine=engine, precision=precision)
@@ -86,7 +92,8 @@ class Releases:
         """Take a release into use; returns the digests of those that were retired for its sake.
 
         Where `max_loaded` are in memory, the longest unused of `may_go` is retired first. Raises
-        TooManyReleases when that leaves no place: nothing has changed then.
+        TooManyReleases when that leaves no place, CannotCompute where the reader fails: nothing has
+        changed then.
         """
         loaded = self._made_ready(reader)
         with self._lock:
@@ -183,5 +190,11 @@ class Releases:
                 if one.reader.config == reader.config
                 and one.reader.engine.choice == reader.engine.choice
             ]
-        pace = likes[0].copy() if likes else measure_pace(reader)
+        try:
+            pace = likes[0].copy() if likes else measure_pace(reader)
+        except MemoryError:
+            raise
+        except Exception as error:
+            fault = describe_fault(error)
+            raise CannotCompute(cannot_compute(reader.engine.choice, fault)) from error
         return LoadedRelease(reader, pace, self._clock())

@@ -1,11 +1,8 @@
-"""The computing thread: batches of windows, one layer further each time, until they are spans.
+"""The computing thread: takes batches until each request is answered, and keeps its promises.
 
 Inputs: batches from the `RequestQueue`. Outputs: windows that go back there, or, once a request's
 last window has passed the last layer, its sealed answer. Neighbours: `scheduler` chose the batch,
-`pieces` keeps the states, `reader` does the mathematics, `reply` publishes.
-
-Windows of one batch may stand at different depths: they need layers of one parameter group of one
-release. The engine computes each as if it were alone, with the attention spans of its own layer.
+`layer_step` takes its windows one layer further, `reply` publishes.
 
 This thread also renews leases, between two steps and nowhere else, so that a thread that is stuck
 promises nothing: its leases run out and the edges go to another worker.
@@ -16,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from broker.log import SafeLog
@@ -24,16 +20,15 @@ from broker.tracing import Value, begin, finish
 from cloud_worker.agreement import AgreementCounter
 from cloud_worker.errors import describe_fault
 from cloud_worker.held import Asker, HeldRequest
+from cloud_worker.layer_step import run_batch
 from cloud_worker.metrics import WorkerMetrics
-from cloud_worker.pieces import Placed, gather, lay_down
+from cloud_worker.pieces import Placed
 from cloud_worker.request_queue import RequestQueue, Window
 from protocol.duplicates import DuplicateGuard
 from protocol.errors import ProtocolError
 from protocol.messages import AnswerMessage, SpanScore, WindowResult
 from protocol.sealing import CLOCK_SKEW_SECONDS, seal_answer
-from reader.model import Reader
 from reader.spans import WindowSpans
-from reader.states import StateBatch
 
 IDLE_SECONDS = 0.1
 HOUSEKEEPING_SECONDS = 0.05
@@ -56,39 +51,6 @@ class Speaker(Protocol):
 
     def answer(self, asker: Asker, payload: bytes, keep_until: float) -> None:
         """Publish a sealed answer."""
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What a step made of a window: where its next state is, or its spans after the last layer."""
-
-    window: Window
-    place: Placed | None
-    spans: WindowSpans | None
-
-
-def run_one_layer(reader: Reader, windows: Sequence[Window], batch: StateBatch) -> list[Moved]:
-    """One layer of windows whose next layers share their parameters, at whatever depths.
-
-    `batch` has their states in that order; see `pieces.gather`. Raises `ReaderError`.
-    """
-    after = reader.run_mixed(batch, [window.layer + 1 for window in windows])
-    last = reader.config.layers
-    done = [place for place, window in enumerate(windows) if window.layer + 1 == last]
-    going_on = [place for place, window in enumerate(windows) if window.layer + 1 < last]
-    moved = []
-    if done:
-        finished = after if not going_on else reader.engine.select(after, done)
-        found = reader.spans(finished, last, [windows[place].index for place in done])
-        moved += [
-            Moved(windows[place], None, spans) for place, spans in zip(done, found, strict=True)
-        ]
-    if going_on:
-        places = lay_down(reader.engine, after, going_on)
-        moved += [
-            Moved(windows[place], laid, None) for place, laid in zip(going_on, places, strict=True)
-        ]
-    return moved
 
 
 class Resumer:
@@ -173,7 +135,7 @@ class Resumer:
             self._replies.accepted(request.asker, self._lease_seconds)
 
     def _step(self, batch: list[Window]) -> None:
-        """Run a batch; one that fails as a whole is run window by window."""
+        """Run a batch, and note for each request what came of its windows."""
         requests = {window.request for window in batch}
         for request in requests:
             if not request.is_computing:
@@ -182,7 +144,7 @@ class Resumer:
                 request.phase = begin(request.asker.span, "compute")
         self._step_began = began = self._clock()
         try:
-            moved = self._run(batch)
+            moved = run_batch(batch, self._note_failure)
         finally:
             self._step_began = None
         elapsed = self._clock() - began
@@ -204,30 +166,6 @@ class Resumer:
             else:
                 self._fail(request, "internal", "the window could not be computed")
         self._queue.enter(going_on)
-
-    def _run(self, windows: list[Window]) -> list[Moved]:
-        reader = windows[0].request.loaded.reader
-        try:
-            order, batch = gather(reader.engine, windows)
-        except Exception as error:
-            self._note_failure(windows, error)
-            return [Moved(window, None, None) for window in windows]
-        return self._run_or_part(reader, order, batch)
-
-    def _run_or_part(
-        self, reader: Reader, windows: Sequence[Window], batch: StateBatch
-    ) -> list[Moved]:
-        try:
-            return run_one_layer(reader, windows, batch)
-        except Exception as error:
-            self._note_failure(windows, error)
-        if len(windows) == 1:
-            return [Moved(windows[0], None, None)]
-        return [
-            result
-            for place, window in enumerate(windows)
-            for result in self._run_or_part(reader, [window], reader.engine.select(batch, [place]))
-        ]
 
     def _note_failure(self, windows: Sequence[Window], error: Exception) -> None:
         self._metrics.failures.labels("batch").inc()

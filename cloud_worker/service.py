@@ -38,9 +38,9 @@ _log = SafeLog("elma.worker")
 def run_worker(settings: WorkerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises PartDied when a thread of the worker ends.
 
-    Raises ListenError, `reader.errors.ModelFolderError`, `protocol.errors.KeyFileError`,
-    `releases.errors.StoreError`, `broker.errors.BrokerSettingsError` or
-    `broker.tracing.TracingExtraMissing` before it serves.
+    Raises ListenError, CannotCompute, `reader.errors.ModelFolderError`,
+    `protocol.errors.KeyFileError`, `releases.errors.StoreError`,
+    `broker.errors.BrokerSettingsError` or `broker.tracing.TracingExtraMissing` before it serves.
     """
     stopping, hurrying = threading.Event(), threading.Event()
 
@@ -48,7 +48,10 @@ def run_worker(settings: WorkerSettings) -> None:
         (hurrying if stopping.is_set() else stopping).set()
 
     pool_keys = _live_pool_keys(settings.pool_secret_file)
-    edges = EdgeFolder(settings.edges_folder)
+    edges = EdgeFolder(
+        settings.edges_folder,
+        on_failure=lambda error: _log.error("edge_key_not_read", why=str(error)),
+    )
     server = HealthServer(settings.http)
     try:
         store = open_store(settings)

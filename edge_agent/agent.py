@@ -139,6 +139,13 @@ class EdgeAgent:
         self._housekeeping.start()
         self._reporter.start()
 
+    def wait_begun(self) -> None:
+        """Return when the reader of the start computes, or there is none yet.
+
+        Raises CannotCompute when it does not; what was accepted waits in the outbox.
+        """
+        self._change.wait_begun(STUCK_SECONDS)
+
     def begin_stop(self) -> None:
         """Accept no more questions; safe to call from a signal handler."""
         self._is_stopping.set()
@@ -147,7 +154,7 @@ class EdgeAgent:
         """Stop; the questions in hand get `shutdown_seconds`, the rest wait in the outbox."""
         self.begin_stop()
         give_up_at = time.monotonic() + self.settings.shutdown_seconds
-        while self._generations.has_release and self.pending_count:
+        while self._inference.is_alive and self._generations.has_release and self.pending_count:
             if time.monotonic() >= give_up_at:
                 break
             time.sleep(0.02)

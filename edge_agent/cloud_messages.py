@@ -58,6 +58,9 @@ class CloudSession(Protocol):
     def maximum_packet_bytes(self) -> int:
         """The largest packet that the broker takes, as far as it has said."""
 
+    def broker_certificate_expires(self) -> float:
+        """When the broker's own certificate expires, in unix seconds; 0 without TLS."""
+
     def start(self) -> object:
         """Begin to connect, in the background."""
 

@@ -149,6 +149,8 @@ class CloudSide:
         device.path.offloader = offloader
         device.metrics.in_flight.set_function(lambda: offloader.in_flight_count)
         device.metrics.broker_connected.set_function(lambda: float(offloader.is_connected))
+        shown = self._link.session.broker_certificate_expires
+        device.metrics.broker_certificate_expires.set_function(shown)
         return offloader
 
     def _needs_link(self) -> bool:

@@ -3,6 +3,7 @@
 EdgeError
 ├── SettingsError             a setting is wrong, or settings contradict each other
 ├── ListenError               the HTTP address cannot be used
+├── CannotCompute             the reader that is there fails on its first words
 ├── OutboxError               the outbox cannot be opened, read or written
 │   ├── OutboxDamaged         its pages are broken
 │   └── OutboxInUse           another process holds it
@@ -33,6 +34,10 @@ class SettingsError(EdgeError):
 
 class ListenError(EdgeError):
     """The HTTP address cannot be used."""
+
+
+class CannotCompute(EdgeError):
+    """The reader was loaded, and cannot read with its engine on this machine."""
 
 
 class OutboxError(EdgeError):

@@ -96,12 +96,16 @@ class InferenceThread:
 
     def stop(self, timeout_seconds: float) -> bool:
         """End after the piece in hand; queued jobs are dropped. False when it takes longer."""
-        with self._condition:
-            self._is_stopping = True
-            self._condition.notify_all()
+        self.end()
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
+
+    def end(self) -> None:
+        """End after the piece in hand, without waiting; for a job after which none can be run."""
+        with self._condition:
+            self._is_stopping = True
+            self._condition.notify_all()
 
     def reserve(self) -> None:
         """Take a place for a new question. Raises QueueFull when there is none."""

@@ -75,6 +75,10 @@ class EdgeMetrics:
             "certificate_expires_timestamp_seconds",
             "When the certificate for the broker expires, unix time; 0 without one.",
         )
+        self.broker_certificate_expires = self._gauge(
+            "broker_certificate_expires_timestamp_seconds",
+            "When the broker's own certificate expires, as last shown, unix time; 0 without TLS.",
+        )
         self.outbox_pending = self._gauge("outbox_pending", "Accepted, not yet answered.")
         self.waiting = self._gauge("waiting_questions", "Accepted, inference not yet begun.")
         self.in_flight = self._gauge("in_flight_requests", "Requests that wait for the cloud.")

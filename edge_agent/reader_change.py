@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from edge_agent.ending import describe_fault
+from edge_agent.errors import CannotCompute
 from edge_agent.generations import Generations
 from edge_agent.inference import InferenceThread, Job
 from edge_agent.local_reading import LocalReading
+from reader.engines.choosing import cannot_compute
 from reader.memory import give_back
 from reader.model import Reader
 
@@ -30,6 +33,7 @@ class ReaderChange:
     ) -> None:
         self._generations, self._inference, self._on_first = generations, inference, on_first
         self._is_warm = threading.Event()
+        self._begun: Future[None] = Future()
 
     @property
     def is_warm(self) -> bool:
@@ -37,10 +41,30 @@ class ReaderChange:
         return self._is_warm.is_set()
 
     def begin(self) -> None:
-        """At the start: warm up the reader that is there, if there is one."""
-        if self._generations.has_release:
-            self._inference.read_again(self._warm_up(), 0.0)
-            self._on_first()
+        """At the start: warm up the reader that is there, if there is one.
+
+        Where that fails no question would fare better: the inference thread ends, and what is
+        accepted stays in the outbox. `wait_begun` tells.
+        """
+        if not self._generations.has_release:
+            self._begun.set_result(None)
+            return
+        self._inference.read_again(self._warm_up(), 0.0)
+        self._on_first()
+
+    def wait_begun(self, timeout_seconds: float) -> None:
+        """Return when the reader of the start has read its first words, or there was none.
+
+        Raises CannotCompute when it cannot, or not within `timeout_seconds`.
+        """
+        try:
+            self._begun.result(timeout_seconds)
+        except Exception as error:
+            fault = describe_fault(error)
+            if isinstance(error, TimeoutError) and not self._begun.done():
+                fault = f"its first words are not read after {timeout_seconds:g} seconds"
+            choice = self._generations.current.reader.engine.choice
+            raise CannotCompute(cannot_compute(choice, fault)) from error
 
     def change(self, reader: Reader, timeout_seconds: float) -> None:
         """Read new questions with `reader`; returns when it is so.
@@ -60,9 +84,15 @@ class ReaderChange:
             done.result()  # it is at it this moment
 
     def _warm_up(self) -> Job:
-        yield from self._generations.current.warm_up_in_steps()
+        try:
+            yield from self._generations.current.warm_up_in_steps()
+        except Exception as error:
+            self._inference.end()
+            self._begun.set_exception(error)
+            return
         give_back()
         self._is_warm.set()
+        self._begun.set_result(None)
 
     def _change(self, local: LocalReading, done: Future[None]) -> Job:
         try:

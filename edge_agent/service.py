@@ -23,7 +23,7 @@ from edge_agent.agent import EdgeAgent
 from edge_agent.app import create_app
 from edge_agent.cloud_messages import RequestSealer, presence
 from edge_agent.cloud_side import CloudAccess, Followed
-from edge_agent.errors import ListenError, SettingsError
+from edge_agent.errors import CannotCompute, ListenError, SettingsError
 from edge_agent.link import Link
 from edge_agent.release_start import begin, open_store
 from edge_agent.settings import EdgeSettings
@@ -46,15 +46,21 @@ _log = SafeLog(__name__)
 def run_edge(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Raises SettingsError, ListenError, OutboxError, `reader.errors.ModelFolderError`,
+    Raises SettingsError, ListenError, OutboxError, CannotCompute, `reader.errors.ModelFolderError`,
     `protocol.errors.KeyFileError`, `broker.errors.BrokerSettingsError` or
-    `broker.tracing.TracingExtraMissing` before it serves.
+    `broker.tracing.TracingExtraMissing` before it serves: a reader that fails on its first words
+    is never said to be ready, and no other engine takes its place unasked.
     """
     keep_small()
     with listen(settings) as listener:
         tracing = open_tracing(settings.tracing, service="elma-edge", name=settings.name)
         agent = make_agent(settings, tracing)
         agent.start()
+        try:
+            agent.wait_begun()
+        except CannotCompute:
+            agent.stop()
+            raise
         EdgeServer(agent, settings).run(sockets=[listener])
         if tracing is not None:
             tracing.close(CLOSING_SECONDS)

@@ -23,6 +23,7 @@ from broker.secret_files import make_folder, read_file, write_file, write_secret
 from broker.secured import AUTHORITY_NAME, CERTIFICATE_NAME, KEY_NAME, SecuredFolder
 from elma.demonstration.setup import write_toml
 from elma.output import CommandError
+from protocol.key_documents import PUBLIC_FOLDER_MODE
 from protocol.key_files import (
     EDGE_SECRET_NAME,
     EDGES_FOLDER_NAME,
@@ -93,12 +94,12 @@ def write_worker_bundle(
     pool_secret, edges = Path(POOL_SECRET_NAME), Path(EDGES_FOLDER_NAME)
     if is_here:
         pool_secret, edges = keys.resolve() / pool_secret, keys.resolve() / edges
-        make_folder(edges)
+        make_folder(edges, mode=PUBLIC_FOLDER_MODE)
     else:
         save_pool_keys(bundle / pool_secret, load_pool_keys(keys / POOL_SECRET_NAME))
-        make_folder(bundle / edges)
+        make_folder(bundle / edges, mode=PUBLIC_FOLDER_MODE)
         for path in sorted((keys / EDGES_FOLDER_NAME).glob("*.json")):
-            write_secret(bundle / edges / path.name, read_file(path))
+            write_file(bundle / edges / path.name, read_file(path))
     settings = {
         "name": enrolled.member.name,
         "model": model,

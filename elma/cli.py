@@ -147,15 +147,17 @@ def _before_the_verb(
     log_level: Annotated[
         LogLevel | None,
         typer.Option(
-            envvar="ELMA_LOG_LEVEL", help="Default: info for services, warning for other verbs."
+            envvar="ELMA_LOG_LEVEL",
+            help="The least important log lines that are shown.",
+            show_default="info for services, warning for other verbs",
         ),
     ] = None,
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
             envvar="ELMA_LOG_FORMAT",
-            help="Form of the log lines on stderr. Default: journal where systemd's journal reads "
-            "them, else console.",
+            help="Form of the log lines on stderr.",
+            show_default="journal where systemd's journal reads them, else console",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001 - acted on by its callback, before this function runs

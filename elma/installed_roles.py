@@ -20,7 +20,8 @@ from protocol.key_files import (
 # As `broker.secured` names them, which a device cannot load: it has no library for certificates.
 AUTHORITY_NAME, CERTIFICATE_NAME, KEY_NAME = "authority.pem", "client.pem", "client-key.pem"
 Role = Literal["edge", "worker", "publisher", "publishing", "monitor"]
-SYSTEM_UNITS = PurePosixPath("etc/systemd/system")
+SYSTEMD = "systemd"
+SYSTEM_UNITS = PurePosixPath("etc", SYSTEMD, "system")
 PACKAGED_UNITS = PurePosixPath("usr/lib/systemd/system")
 COMMANDS = PurePosixPath("usr/local/sbin")
 
@@ -50,12 +51,17 @@ class InstalledRole:
         """Whether systemd keeps it running; else it is a command."""
         return bool(self.service)
 
-    def steps(self, name: str) -> tuple[str, ...]:
-        """What the operator does when the files lie there."""
+    def steps(self, name: str, *, is_there: bool, is_unit_new: bool) -> tuple[str, ...]:
+        """What the operator does when the files lie there.
+
+        `is_there`: the member was on the machine before. `is_unit_new`: systemd has a unit to load.
+        """
         if not self.is_service:
             return self.next_steps
         service = self.service.format(name=name)
-        return ("systemctl daemon-reload", f"systemctl enable --now {service}")
+        start = "restart" if is_there else "enable --now"
+        reload = ("systemctl daemon-reload",) if is_unit_new or not is_there else ()
+        return (*reload, f"systemctl {start} {service}")
 
 
 ROLES: dict[Role, InstalledRole] = {

@@ -18,6 +18,7 @@ the service's user has no name before it starts. State folders are made by syste
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,14 @@ from typing import Any
 
 from broker.secret_files import make_folder, read_file, read_secret, write_file
 from elma.demonstration.setup import toml_text
-from elma.installed_roles import PACKAGED_UNITS, ROLES, SYSTEM_UNITS, InstalledRole, Role
+from elma.installed_roles import (
+    PACKAGED_UNITS,
+    ROLES,
+    SYSTEM_UNITS,
+    SYSTEMD,
+    InstalledRole,
+    Role,
+)
 from elma.output import CommandError
 from protocol.checks import check_name
 from protocol.errors import MalformedMessage
@@ -51,6 +59,14 @@ class PlannedFile:
     mode: int
     content: bytes
 
+    def is_there(self) -> bool:
+        """Whether it lies there already, just so."""
+        try:
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+            return mode == self.mode and self.path.read_bytes() == self.content
+        except OSError:
+            return False
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -65,8 +81,14 @@ class Layout:
     next_steps: tuple[str, ...]
 
     def write(self) -> None:
-        """Write every file, whole or not at all, settings and unit last. Raises EnrolmentError."""
+        """Write every file that is not there, whole or not at all, settings and unit last.
+
+        A unit that stays as it is keeps its time: systemd would want it loaded again. Raises
+        EnrolmentError.
+        """
         for file in self.files:
+            if file.is_there():
+                continue
             make_folder(file.path.parent, mode=_FOLDER_MODE)
             write_file(file.path, file.content, mode=file.mode)
 
@@ -104,8 +126,12 @@ def plan_layout(
     ]
     if textfile_folder is not None:
         planned.append(_drop_in(root, _TEXTFILE_DROP_IN, TEXTFILE_FOLDER, textfile_folder))
-    service = kind.service.format(name=name)
-    return Layout(name, service, tuple(planned), kind.steps(name))
+    steps = kind.steps(
+        name,
+        is_there=bool(before),
+        is_unit_new=any(SYSTEMD in file.path.parts and not file.is_there() for file in planned),
+    )
+    return Layout(name, kind.service.format(name=name), tuple(planned), steps)
 
 
 def plan_broker(folder: PurePosixPath, root: Path) -> Layout:

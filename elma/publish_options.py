@@ -37,7 +37,7 @@ class What:
     ] = None
     as_is: Annotated[
         bool,
-        typer.Option("--as-is", help="Send plain floats as they are. Default: packed as int8."),
+        typer.Option("--as-is", help="Send plain floats as they are, not packed as int8."),
     ] = False
 
     def check(self) -> None:
@@ -65,7 +65,8 @@ class Signing:
         Path | None, typer.Option(help="Write what `elma sign` signs elsewhere; send nothing.")
     ] = None
     key_id: Annotated[
-        str | None, typer.Option(help="For --prepare: who will sign. Default: the newest key.")
+        str | None,
+        typer.Option(help="For --prepare: who will sign.", show_default="the newest key"),
     ] = None
 
 
@@ -78,7 +79,7 @@ class TermOptions:
     expires_days: Annotated[
         float | None,
         typer.Option(
-            min=0.001, help="After this the manifest is taken by nobody. Default: 30 days."
+            min=0.001, help="After this the manifest is taken by nobody.", show_default="30"
         ),
     ] = None
     url: Annotated[
@@ -122,7 +123,7 @@ class CheckOptionGroup:
 
     canaries: Annotated[
         Path | None,
-        typer.Option(help="SQuAD JSON of questions to choose canaries from. Default: ours."),
+        typer.Option(help="SQuAD JSON of questions to choose canaries from.", show_default="ours"),
     ] = None
     data: Annotated[
         Path | None, typer.Option(help="SQuAD JSON to compare F1 on with the current release.")
@@ -144,7 +145,8 @@ class Delivery:
     """How it gets out, and to whom first."""
 
     stage: Annotated[
-        str | None, typer.Option(help="Share of the edges that take it first. Default: all.")
+        str | None,
+        typer.Option(help="Share of the edges that take it first.", show_default="all"),
     ] = None
     resend: Annotated[
         bool,

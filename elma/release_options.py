@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 _FAULTS_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
 
-ChannelOption = Annotated[str | None, typer.Option(help="The channel. Default: stable.")]
+ChannelOption = Annotated[str | None, typer.Option(help="The channel.", show_default="stable")]
 StoreOption = Annotated[
-    Path | None, typer.Option(help="The publisher's own folder. Default: elma-publisher.")
+    Path | None, typer.Option(help="The publisher's own folder.", show_default="elma-publisher")
 ]
 KeyOption = Annotated[
     Path | None, typer.Option(help="publisher-secret.json, the key that signs releases.")
 ]
 PublicOption = Annotated[
     Path | None,
-    typer.Option(help="publisher-public.json, as devices have it. Default: in this folder."),
+    typer.Option(
+        help="publisher-public.json, as devices have it.", show_default="the one in this folder"
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,

@@ -1,8 +1,9 @@
 """How a key file is written and read: one small JSON document, whole or not at all.
 
-Made with mode 0600; a secret file that others may read, and any that others may write, is refused
-with the command that mends it. Every failure is a `KeyFileError` that names the file and never its
-content. Neighbour: `key_files` says what each kind of file holds.
+A secret is made with mode 0600, what holds public keys alone with 0644 whatever the umask is, so
+that copies can be read by the services that need them. A secret file that others may read, and any
+that others may write, is refused with the command that mends it. Every failure is a `KeyFileError`
+that names the file and never its content. Neighbour: `key_files` says what each kind of file holds.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ from protocol.errors import KeyFileError
 from protocol.keys import KEY_BYTES
 
 MAX_FILE_BYTES = 64 * 1024
+SECRET_MODE, PUBLIC_MODE, PUBLIC_FOLDER_MODE = 0o600, 0o644, 0o755
 
 
-def write_document(path: Path, document: dict[str, Any], *, replace: bool) -> None:
-    """Write with mode 0600 from the first byte on, whole or not at all."""
+def write_document(
+    path: Path, document: dict[str, Any], *, replace: bool, is_public: bool = False
+) -> None:
+    """Write whole or not at all; for its owner alone from the first byte on, but what is public."""
+    mode = PUBLIC_MODE if is_public else SECRET_MODE
     content = (json.dumps(document, indent=2) + "\n").encode("ascii")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), mode)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -50,12 +56,27 @@ def write_document(path: Path, document: dict[str, Any], *, replace: bool) -> No
         raise KeyFileError(f"key file {path} cannot be written: {error.strerror}") from error
 
 
+def make_public_folder(folder: Path) -> None:
+    """A folder of public keys, which everyone who gets to it may look into."""
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(PUBLIC_FOLDER_MODE)
+    except OSError as error:
+        raise KeyFileError(f"folder {folder} cannot be made: {error.strerror}") from error
+
+
 def read_document(path: Path, kind: str | None, *, secret: bool = False) -> dict[str, Any]:
     """A key file's document, its kind (if asked) and, for a secret one, its mode checked."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read(MAX_FILE_BYTES + 1)
+    except PermissionError as error:
+        mend = f"chmod 644 {path}" if not secret else "let its owner be the one who runs this"
+        raise KeyFileError(
+            f"key file {path} cannot be read: {error.strerror} to user {os.geteuid()}; {mend}"
+        ) from error
     except OSError as error:
         raise KeyFileError(
             f"key file {path} cannot be read: {error.strerror}; `elma keys` makes key files"

@@ -10,14 +10,17 @@
     rollout-secret.json           publisher  "id", "secret"
 
 and in each, `"elma"` says which kind it is. Keys are base64. `key_documents` keeps the rules that
-hold for every file: mode 0600, a secret never readable by others, none writable by them. Saving
-never replaces a file unless told to. Every failure is a `KeyFileError` that names the file and
-never its content. Neighbours: `keys` and `signing` hold what is read, `live_keys` reads it again.
+hold for every file: a secret for its owner only, public keys for everyone to read, none writable
+by others. Saving never replaces a file unless told to. Every failure is a `KeyFileError` that names
+the file and never its content. Neighbours: `keys` and `signing` hold what is read, `live_keys`
+reads it again.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from protocol.errors import (
 from protocol.key_documents import (
     bytes_from_text,
     key_from_text,
+    make_public_folder,
     read_document,
     to_text,
     write_document,
@@ -74,7 +78,7 @@ def load_pool_keys(path: Path) -> PoolKeys:
 def save_pool_public(path: Path, public: PoolPublic, *, replace: bool = False) -> None:
     """Write the pool's current public key."""
     document = {"elma": "pool-public", "id": public.key_id, "public": to_text(public.public)}
-    write_document(path, document, replace=replace)
+    write_document(path, document, replace=replace, is_public=True)
 
 
 def load_pool_public(path: Path) -> PoolPublic:
@@ -105,7 +109,8 @@ def save_edge_public(folder: Path, edge: str, public: bytes, *, replace: bool = 
     """Write an edge's public key into the workers' folder; returns the file."""
     path = folder / f"{check_name('edge', edge)}.json"
     document = {"elma": "edge-public", "edge": edge, "public": to_text(public)}
-    write_document(path, document, replace=replace)
+    make_public_folder(folder)
+    write_document(path, document, replace=replace, is_public=True)
     return path
 
 
@@ -158,7 +163,7 @@ def save_publisher_public(path: Path, trust: PublisherTrust, *, replace: bool = 
         "keys": to_text(trust.key_list.payload),
         "signature": to_text(trust.key_list.signature),
     }
-    write_document(path, document, replace=replace)
+    write_document(path, document, replace=replace, is_public=True)
 
 
 def load_publisher_public(path: Path) -> PublisherTrust:
@@ -222,15 +227,20 @@ class EdgeFolder:
     """The edge directory that a worker uses: one file an edge, read again when it changes.
 
     Adding a file enrols an edge and removing it revokes the edge, without a restart. Thread-safe.
+    `on_failure` hears once of a file that is there and cannot be used, and of a folder that cannot
+    be looked into, until they change: whose key cannot be read is else only a stranger.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, on_failure: Callable[[KeyFileError], None] = lambda _error: None
+    ) -> None:
         if not folder.is_dir():
             raise KeyFileError(
                 f"edge directory {folder} is not a folder; make it, and put the file that "
                 "`elma keys edge` wrote for each edge there"
             )
-        self._folder = folder
+        self._folder, self._on_failure = folder, on_failure
+        self._told: dict[Path, Stamp | None] = {}
         self._known: dict[str, tuple[Stamp, bytes]] = {}
         self._lock = threading.Lock()
 
@@ -242,6 +252,15 @@ class EdgeFolder:
         except OSError as error:
             with self._lock:
                 self._known.pop(edge, None)
+            if isinstance(error, PermissionError):
+                self._tell(
+                    self._folder,
+                    None,
+                    KeyFileError(
+                        f"edge directory {self._folder} cannot be looked into: {error.strerror} to "
+                        f"user {os.geteuid()}; run: chmod 755 {self._folder}"
+                    ),
+                )
             raise UnknownEdge(
                 f"edge {edge!r} is not enrolled: there is no {path.name} in {self._folder}"
             ) from error
@@ -250,10 +269,24 @@ class EdgeFolder:
             known = self._known.get(edge)
         if known is not None and known[0] == stamp:
             return known[1]
-        public = load_edge_public(path)[1]
+        try:
+            public = load_edge_public(path)[1]
+        except KeyFileError as error:
+            self._tell(path, stamp, error)
+            raise
         with self._lock:
             self._known[edge] = (stamp, public)
+            self._told.pop(path, None)
+            self._told.pop(self._folder, None)
         return public
+
+    def _tell(self, path: Path, stamp: Stamp | None, error: KeyFileError) -> None:
+        """Once for each state of a file; there are as many as edges have been enrolled."""
+        with self._lock:
+            is_new = self._told.get(path, ()) != stamp
+            self._told[path] = stamp
+        if is_new:
+            self._on_failure(error)
 
 
 def _save_signing_key(path: Path, kind: str, key: SigningKey, replace: bool) -> None:

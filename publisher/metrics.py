@@ -49,6 +49,10 @@ class PublisherMetrics:
             "certificate_expires_timestamp_seconds",
             "When the certificate for the broker expires, unix time; 0 without one.",
         )
+        self.broker_certificate_expires = self._gauge(
+            "broker_certificate_expires_timestamp_seconds",
+            "When the broker's own certificate expires, as last shown, unix time; 0 without TLS.",
+        )
         ProcessCollector(namespace="elma_publisher", registry=self.registry)
         self.agreement = Gauge(
             "elma_publisher_agreement_ratio",

@@ -40,6 +40,8 @@ def run_service(settings: PublisherSettings, stop: threading.Event | None = None
     _serve_metrics(settings, metrics)
     metrics.certificate_expires.set_function(settings.broker.certificate_expires)
     line = Line(settings.broker, settings.channel, name=settings.name)
+    shown = line.session.broker_certificate_expires
+    metrics.broker_certificate_expires.set_function(shown)
     watcher = Watcher(settings, store, trust, line, metrics, key=key, stop=stopping)
     with RolloutService(settings, line), line:
         _log.info(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,16 @@ def resolve_model_folder(model: str | Path) -> Path:
     Raises `ModelFolderError` with what to do when none of the three leads to a folder.
     """
     folder = Path(model)
-    if folder.is_dir():
-        return folder
+    try:
+        if folder.is_dir():
+            return folder
+    except PermissionError as error:
+        # Where the current folder is closed to us, no model of that name is in it.
+        if str(model) not in SHIPPED_MODELS:
+            raise ModelFolderError(
+                f"model {model} cannot be looked for as a folder: {error.strerror}; name a folder "
+                f"that user {os.geteuid()} may read, or {' or '.join(SHIPPED_MODELS)}"
+            ) from error
     if str(model) in SHIPPED_MODELS:
         shipped = shipped_model_folder(str(model))
         if shipped.is_dir():

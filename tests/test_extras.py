@@ -7,6 +7,7 @@ Neighbours: `pyproject.toml` names the extras, `tests/without.py` takes librarie
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -139,6 +140,24 @@ def test_with_torch_installed_the_onnx_engine_still_leaves_it_alone(model_folder
     loaded = set(done.stdout.split())
     assert "onnxruntime" in loaded
     assert not loaded & {*TORCH_AND_ITS_FRIENDS, *NEVER_NEEDED}
+
+
+def test_onnxruntime_leaves_no_trace_of_the_device_behind(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("ask", *QUESTION, "--local", "--engine", "onnx", "--model", str(model_folder))
+    done = subprocess.run(
+        [sys.executable, "-m", "elma", *arguments],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "telemetry" not in done.stderr
+    assert not list(tmp_path.rglob("*deviceid*"))
+    assert not list(tmp_path.rglob("onnxruntime*"))
 
 
 @pytest.mark.parametrize("module", ["elma.cli", "edge_agent.service", "cloud_worker.agent"])

@@ -125,8 +125,9 @@ class OnnxRuntimeReader:
     """An exported graph in ONNX Runtime, without padding; no torch in the process."""
 
     def __init__(self, entry: Entry, threads: int, no_answer_threshold: float) -> None:
-        import onnxruntime
         from tokenizers import Tokenizer
+
+        from reader.engines.silent_onnxruntime import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

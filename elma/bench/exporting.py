@@ -124,6 +124,7 @@ def export_graph(hugging_face: Path, out: Path) -> Path:
 def quantise_graph(fp32: Path, out: Path, *, per_channel: bool = False) -> Path:
     """Dynamic int8 with the defaults of ONNX Runtime, as its own guide shows, or a scale for each
     channel of a matrix instead of one for all."""
+    import reader.engines.silent_onnxruntime  # noqa: F401, I001 - before any other import of it
     from onnxruntime.quantization import quantize_dynamic
 
     out.mkdir(parents=True, exist_ok=True)

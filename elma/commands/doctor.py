@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ from elma.output import CommandError, JsonOption, print_json
 if TYPE_CHECKING:
     from elma.doctor.examination import Patient
     from elma.doctor.finding import Finding
+    from elma.doctor.here import Installed
 
 DEFAULT_KEYS = Path("elma-keys")
 _Examined = tuple[str, "Iterator[Finding]"]
@@ -69,8 +70,9 @@ def doctor(
     keys and certificate, connects to the broker and tries its rights there; with an account only
     where what runs here is not connected anyway. With --broker it looks at a broker's files,
     certificates and members, and at the broker that runs. Without any of them it takes what is
-    installed here: below /etc/elma, ./elma-broker, /var/lib/elma-broker. The exit status is 0 when
-    nothing has failed; a warning is no failure.
+    installed here: below /etc/elma, ./elma-broker, /var/lib/elma-broker; a service is examined by
+    the program that its unit starts. The exit status is 0 when nothing has failed; a warning is no
+    failure.
     """
     from elma.doctor.examination import Patient
     from elma.doctor.finding import State
@@ -112,8 +114,6 @@ def _one(patient: Patient, broker: Path | None, keys: Path) -> list[_Examined]:
 
 def _all_here(patient: Patient, keys: Path) -> list[_Examined]:
     """Everything that is installed on this machine, or else the machine itself."""
-    from dataclasses import replace
-
     from elma.doctor.examination import examine
     from elma.doctor.here import look_around
 
@@ -121,13 +121,37 @@ def _all_here(patient: Patient, keys: Path) -> list[_Examined]:
     examined: list[_Examined] = []
     if patient.model is None:  # whoever names a model wants to know about that one
         if here.edge is not None:
-            examined.append(("edge", examine(replace(patient, config=here.edge))))
+            examined.append(("edge", _installed(here.edge, "config", patient)))
         for worker in here.workers:
-            name = f"worker {worker.parent.name}"
-            examined.append((name, examine(replace(patient, worker_config=worker))))
+            name = f"worker {worker.settings.parent.name}"
+            examined.append((name, _installed(worker, "worker_config", patient)))
         if here.broker is not None:
             examined.append(_broker(here.broker, keys, patient.clock))
     return examined or [("machine", examine(patient))]
+
+
+def _installed(
+    member: Installed, option: Literal["config", "worker_config"], patient: Patient
+) -> Iterator[Finding]:
+    """What the program finds that the member's service is started with."""
+    from dataclasses import asdict, replace
+
+    from elma.doctor.elsewhere import ask_program, is_ours
+    from elma.doctor.examination import examine
+
+    if option == "config":
+        patient = replace(patient, config=member.settings)
+    else:
+        patient = replace(patient, worker_config=member.settings)
+    if member.program is None or is_ours(member.program):
+        return examine(patient)
+    said = {name: value for name, value in asdict(patient).items() if value is not None}
+    arguments = [part for name, value in said.items() for part in (_option(name), str(value))]
+    return ask_program(member.program, arguments)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _broker(folder: Path, keys: Path, clock: str | None) -> _Examined:

@@ -148,8 +148,11 @@ def enroll_publisher(
     broker_host: BrokerHostOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Enrol a publisher. `elma rollout run` and `elma publish` need one each: whoever connects
-    second under the same name takes the connection over."""
+    """Enrol a publisher, who brings releases out: its bundle, and its rights at the broker.
+
+    `elma rollout run` and `elma publish` need one each: whoever connects second under the same name
+    takes the connection over.
+    """
     trust = _publisher_file(publisher, keys)
     _enroll_plain("publisher", name, out, broker, days, broker_host, as_json, trust)
 

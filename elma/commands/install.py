@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from elma.installed_roles import Role
     from elma.installing import Layout
 
-app = typer.Typer(help="Lay a bundle out for systemd.", no_args_is_help=True)
+app = typer.Typer(help="Lay a bundle out so that systemd runs it.", no_args_is_help=True)
 
 BundleOption = Annotated[Path, typer.Option(help="The folder that `elma enroll` made.")]
 RootOption = Annotated[Path, typer.Option(help="The root of the machine, or of its image.")]
@@ -167,10 +167,18 @@ def _must_be_a_folder(root: Path) -> None:
 
 def _finish(layout: Layout, dry_run: bool, as_json: bool) -> None:
     """Write it, and say what was written and what to do next."""
+    there = {file.path for file in layout.files if file.is_there()}
     if not dry_run:
         layout.write()
     if as_json:
-        written = [{"path": str(file.path), "mode": f"{file.mode:04o}"} for file in layout.files]
+        written = [
+            {
+                "path": str(file.path),
+                "mode": f"{file.mode:04o}",
+                "was_there": file.path in there,
+            }
+            for file in layout.files
+        ]
         print_json(
             {
                 "name": layout.name,
@@ -181,6 +189,8 @@ def _finish(layout: Layout, dry_run: bool, as_json: bool) -> None:
             }
         )
         return
+    new = "would write" if dry_run else "wrote"
     for file in layout.files:
-        typer.echo(f"{'would write' if dry_run else 'wrote'} {file.path} (mode {file.mode:04o})")
+        did = "unchanged" if file.path in there else new
+        typer.echo(f"{did} {file.path} (mode {file.mode:04o})")
     typer.echo(f"next: {' && '.join(layout.next_steps)}")

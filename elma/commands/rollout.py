@@ -135,10 +135,10 @@ def run(
     context: typer.Context,
     place: Place,
     stages: Annotated[
-        str | None, typer.Option(help="Shares that grow. Default: 5%,25%,100%.")
+        str | None, typer.Option(help="Shares that grow.", show_default="5%,25%,100%")
     ] = None,
     hold_seconds: Annotated[
-        float | None, typer.Option(min=0, help="How long each stage lasts. Default: an hour.")
+        float | None, typer.Option(min=0, help="How long each stage lasts.", show_default="an hour")
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Serve /metrics and /healthz there; 0 takes a free one.")

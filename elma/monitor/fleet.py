@@ -56,6 +56,7 @@ class ReportedFleet(Collector):
         is_connected: Callable[[], bool],
         dropped_total: Callable[[], int],
         certificate_expires: Callable[[], float] = lambda: 0.0,
+        broker_certificate_expires: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +91,12 @@ class ReportedFleet(Collector):
             registry=self.registry,
         )
         certificate.set_function(certificate_expires)
+        brokers = Gauge(
+            "elma_monitor_broker_certificate_expires_timestamp_seconds",
+            "When the broker's own certificate expires, as last shown, unix time; 0 without TLS.",
+            registry=self.registry,
+        )
+        brokers.set_function(broker_certificate_expires)
         ProcessCollector(namespace="elma_monitor", registry=self.registry)
         self.registry.register(self)
 

@@ -77,6 +77,7 @@ class Monitor:
             is_connected=lambda: self._session.is_connected,
             dropped_total=lambda: self._session.dropped_total,
             certificate_expires=settings.broker.certificate_expires,
+            broker_certificate_expires=self._session.broker_certificate_expires,
         )
         self._is_stopping = threading.Event()
         self._came_round_at = time.monotonic()

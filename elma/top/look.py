@@ -49,6 +49,11 @@ class Look:
         return str(self.health.get("name") or self.url)
 
 
+NOBODY_REPORTS = (
+    "a monitor to which no edge reports; edges do with [metrics] report_seconds in their edge.toml"
+)
+
+
 @dataclass(frozen=True)
 class Silence:
     """Nobody answered at `url`, or nobody of ours.
@@ -77,7 +82,7 @@ def look_at(
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> tuple[Look, ...] | Silence:
-    """Ask the process at `url` how it is, or a monitor how its edges are; it may have none."""
+    """Ask the process at `url` how it is, or a monitor how its edges are."""
     try:
         with httpx.Client(timeout=ANSWER_SECONDS, trust_env=False) as client:
             samples = _parse(_fetch(client, f"{url}/metrics"))
@@ -88,7 +93,7 @@ def look_at(
     except ValueError as error:
         return Silence(url, str(error))
     if (MONITOR_EDGES, ()) in samples:
-        return _reported(url, samples, now())
+        return _reported(url, samples, now()) or Silence(url, NOBODY_REPORTS)
     for kind in KINDS:
         if any(name.startswith(f"elma_{kind}_") for name, _ in samples):
             return (Look(url, at, kind, health, samples),)

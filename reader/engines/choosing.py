@@ -11,6 +11,10 @@ losing answers (docs/decisions/0013-engines.md has the figures):
     torch, elsewhere                                   bf16 in the processor, else fp32
     onnx, int8 products are exact                      int8
     onnx, elsewhere                                    fp32
+
+"auto" looks at what is installed, and never goes on to the other engine because the first one fails
+to compute: the answers, the pace and the memory would be others than those that were measured and
+watched, and nobody would know. A service whose engine fails ends, and says so (`cannot_compute`).
 """
 
 from __future__ import annotations
@@ -62,6 +66,17 @@ def choose_engine(engine: str, precision: str, threads: int | None = None) -> En
     if name == "onnx":
         return _choose_onnx(precision, threads)
     return _choose_torch(precision, threads)
+
+
+def cannot_compute(choice: EngineChoice, fault: str) -> str:
+    """What to tell a person whose engine was loaded and fails; `fault` is its kind and place."""
+    other = "onnx" if choice.name == "torch" else "torch"
+    missing = f" (pip install 'elma-qa[{other}]')" if _missing(other) else ""
+    return (
+        f"the engine {choice.name} in {choice.precision} cannot compute on this machine: {fault}; "
+        f'set engine = "{other}"{missing}, or lift what forbids it, such as '
+        "MemoryDenyWriteExecute=yes for torch; `elma doctor` tries the engine that is set"
+    )
 
 
 def default_threads() -> int:

@@ -20,7 +20,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from reader.arrays import FloatArray
 from reader.engines.engine import EngineChoice, ExitScores, check_layers, check_one_group
@@ -32,6 +31,7 @@ from reader.engines.group_weights import (
     read_norm,
 )
 from reader.engines.onnx_graphs import Arithmetic, embedding_model, layer_model, product_model
+from reader.engines.silent_onnxruntime import onnxruntime
 from reader.engines.visibility import visible_tokens
 from reader.errors import EngineError
 from reader.states import StateBatch, check_states
@@ -171,7 +171,6 @@ def share_threads(threads: int) -> int:
     """
     with _POOL_LOCK:
         if not _POOL:
-            onnxruntime.disable_telemetry_events()  # what a device does is nobody's business
             onnxruntime.set_global_thread_pool_sizes(threads, 1)
             memory = onnxruntime.OrtMemoryInfo(
                 "Cpu",

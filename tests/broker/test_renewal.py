@@ -13,12 +13,15 @@ from cryptography import x509
 
 from broker import issued
 from broker.authority import Authority
+from broker.certificate_expiry import certificate_expiry
 from broker.certificates import identity_of, serial_of
 from broker.enrolment import revoke
 from broker.errors import EnrolmentError
 from broker.renewal import renew, renew_broker, retire_older
 from broker.roles import Member
 from broker.secured import OPERATOR, OwnCertificates, make_secured
+from broker.session import Session
+from broker.settings import BrokerSettings
 from tests.broker.secured import Client, Site, make_site, serving
 from tests.broker.test_session import wait_until
 
@@ -124,6 +127,34 @@ def test_a_running_broker_shows_its_new_certificate_and_no_connection_ends(serve
     renewed_card(served, "second")
     assert retire_older(served.folder, KITCHEN, now=NOW), "the operator's new certificate works"
     garage.close()
+
+
+def test_a_member_tells_the_end_of_the_certificate_that_the_broker_shows_it(served: Site) -> None:
+    card = served.cards / "edge-garage"
+    card.with_suffix(".key").chmod(0o600)
+    settings = BrokerSettings(
+        host="127.0.0.1",
+        port=served.folder.port,
+        tls_ca_file=served.cards / "server-authority.pem",
+        tls_certificate_file=card.with_suffix(".pem"),
+        tls_key_file=card.with_suffix(".key"),
+    )
+
+    def end_of_file() -> float:
+        return certificate_expiry(served.folder.broker_files / "server.pem")
+
+    before = end_of_file()
+    with Session(settings, "edge-garage") as garage:
+        assert garage.wait_connected(15.0)
+        assert garage.broker_certificate_expires() == before
+        serial = shown_serial(served)
+        assert renew_broker(served.folder, now=NOW - timedelta(days=1)).is_read
+        assert end_of_file() != before
+        wait_until(lambda: shown_serial(served) != serial)
+        assert garage.broker_certificate_expires() == before, "it has seen no other one yet"
+    with Session(settings, "edge-garage") as garage:
+        assert garage.wait_connected(15.0)
+        assert garage.broker_certificate_expires() == end_of_file()
 
 
 def test_the_authority_becomes_good_for_longer_and_what_it_signed_before_still_counts(

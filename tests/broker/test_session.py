@@ -97,6 +97,12 @@ def test_a_publication_arrives_with_its_properties(broker: RunningBroker, connec
     assert worker.acknowledge(delivery)
 
 
+def test_a_broker_without_tls_shows_no_certificate_that_could_end(
+    broker: RunningBroker, connect: Connect
+) -> None:
+    assert connect(broker, "one").broker_certificate_expires() == 0
+
+
 def test_a_large_payload_arrives_whole(broker: RunningBroker, connect: Connect) -> None:
     worker = connect(broker, "worker-1", subscriptions=[Subscription("big/+")])
     payload = os.urandom(5_000_000)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from cloud_worker.layer_step import run_one_layer
 from cloud_worker.pace import Pace, measure_pace
 from cloud_worker.pieces import Piece, gather
-from cloud_worker.resume import run_one_layer
 from cloud_worker.scheduler import BatchLimits, Scheduler, WaitingWindow
 from reader.config import ReaderConfig
 from reader.exits import ExitSettings

@@ -12,7 +12,7 @@ import torch
 
 from broker.exchange import Outcome
 from cloud_worker.agreement import AgreementCounter
-from cloud_worker.errors import RequestRefused, TooManyReleases
+from cloud_worker.errors import CannotCompute, RequestRefused, TooManyReleases
 from cloud_worker.held import Asker, HeldRequest
 from cloud_worker.living_edges import LIFE_SECONDS, LivingEdges
 from cloud_worker.metrics import WorkerMetrics
@@ -122,6 +122,20 @@ def test_what_a_request_still_holds_takes_a_place(readers: list[Reader]) -> None
     del held
     releases.add(readers[2])
     assert releases.digests() == {readers[1].digest, readers[2].digest}
+
+
+def test_a_reader_that_cannot_compute_is_not_taken_and_the_fault_is_named(
+    readers: list[Reader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    releases = Releases([])
+    monkeypatch.setattr(type(readers[0].engine), "run_mixed", refuse)
+    told = "cannot compute on this machine: RuntimeError at .*elma doctor"
+    with pytest.raises(CannotCompute, match=told):
+        releases.add(readers[0])
+    assert not releases.loaded()
 
 
 def test_a_release_of_a_known_shape_is_not_measured(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -549,16 +552,25 @@ def test_the_edge_says_that_it_is_there_and_that_it_left(
         assert said() is False
 
 
+@pytest.fixture
+def written(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """All that was written, every log record of every library included, in small letters."""
+    root, records = logging.getLogger(), io.StringIO()
+    level, handler = root.level, logging.StreamHandler(records)
+    root.setLevel(logging.DEBUG)
+    root.addHandler(handler)
+    yield lambda: "".join((*capfd.readouterr(), records.getvalue())).lower()
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
 def test_no_text_and_no_key_reaches_a_log_line(
     mosquitto: RunningBroker,
     start_edge: StartEdge,
     reader: Reader,
     keys: Keys,
-    capfd: pytest.CaptureFixture[str],
+    written: Callable[[], str],
 ) -> None:
-    import logging
-
-    logging.basicConfig(level=logging.DEBUG, force=True)
     secret_passage = "zanzibar was built by quetzalcoatl in the year of the xylophone"
     secret_question = "who built zanzibar"
     seen_keys: list[bytes] = []
@@ -577,13 +589,13 @@ def test_no_text_and_no_key_reaches_a_log_line(
         edge.post(json.dumps(body).encode()[:-9])
     httpx.get(f"{edge.url}/v1/answers/quiet-unknown")
     edge.agent.stop()
-    captured = capfd.readouterr()
-    written = (captured.out + captured.err).lower()
-    assert "edge_listening" in written
-    assert "resolved_by" in written
+    text = written()
+    assert "edge_listening" in text
+    assert "resolved_by" in text
+    assert "connect_tcp.started" in text, "the records of libraries are not among it"
     for word in ("zanzibar", "quetzalcoatl", "xylophone"):
-        assert word not in written
+        assert word not in text
     assert seen_keys
     for key in (*seen_keys, keys.edge.secret, keys.pool.secret_of("p1")):
-        assert key.hex() not in written
-        assert repr(key).lower() not in written
+        assert key.hex() not in text
+        assert repr(key).lower() not in text

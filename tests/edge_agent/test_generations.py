@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 import weakref
@@ -144,7 +145,7 @@ def test_a_reading_that_has_begun_keeps_its_reader_which_is_dropped_with_it(
     def hold(agent: EdgeAgent) -> None:
         read = agent.local.read_in_steps
 
-        def held(question: Question, answer_by: float, *more: Any) -> Any:
+        def held(question: Question, answer_by: float = math.inf, *more: Any) -> Any:
             if question.request_id == "old":
                 begun.set()
                 while not go_on.is_set():

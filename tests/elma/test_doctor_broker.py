@@ -28,8 +28,9 @@ from elma.doctor import broker_files
 from elma.doctor.broker_examination import examine_broker
 from elma.doctor.broker_files import check_files, check_mosquitto, check_store
 from elma.doctor.broker_running import check_names, check_running
+from elma.doctor.elsewhere import ask_program
 from elma.doctor.finding import Finding, State
-from elma.doctor.here import look_around
+from elma.doctor.here import Installed, look_around
 from protocol.key_files import save_edge_public, save_pool_keys
 from protocol.keys import EdgeKeys, PoolKeys
 from tests.broker.secured import Site, edit_access, edit_configuration, make_site, serving
@@ -493,12 +494,40 @@ def test_what_is_installed_is_found_and_a_folder_at_hand_comes_first(tmp_path: P
         (root / file).parent.mkdir(parents=True)
         (root / file).touch()
     here = look_around(root, working)
-    assert here.edge == root / "etc/elma/edge/edge.toml"
-    assert [one.parent.name for one in here.workers] == ["north", "south"]
+    assert here.edge == Installed(root / "etc/elma/edge/edge.toml", program=None)
+    assert [one.settings.parent.name for one in here.workers] == ["north", "south"]
     assert here.broker == root / "var/lib/elma-broker"
     (working / "elma-broker").mkdir(parents=True)
     (working / "elma-broker" / "broker.json").touch()
     assert look_around(root, working).broker == working / "elma-broker"
+
+
+@pytest.mark.parametrize("folder", ["etc/systemd/system", "usr/lib/systemd/system"])
+def test_the_program_that_a_unit_starts_is_found(tmp_path: Path, folder: str) -> None:
+    for file in ("etc/elma/workers/north/worker.toml", f"{folder}/elma-worker@.service"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("[Service]\nExecStart=/srv/own/bin/elma worker run\n")
+    (north,) = look_around(tmp_path, tmp_path).workers
+    assert north.program == Path("/srv/own/bin/elma")
+
+
+def test_a_service_s_own_program_is_asked_what_it_finds(tmp_path: Path) -> None:
+    program = tmp_path / "elma"
+    found = [{"name": "engine", "state": "warning", "text": "onnx", "advice": "none", "of": "edge"}]
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"print(json.dumps({{'ok': True, 'findings': {found}}}) if sys.argv[1:] == "
+        "['doctor', '--config', 'a.toml', '--json'] else sys.argv)\n"
+    )
+    program.chmod(0o755)
+    says, engine = ask_program(program, ["--config", "a.toml"])
+    assert str(program) in says.text
+    assert engine == Finding("engine", State.WARNING, "onnx", "none")
+    (wrong,) = ask_program(program, ["--config", "b.toml"])
+    assert (wrong.state, "exit status 0" in wrong.text) == (State.FAILED, True)
+    (missing,) = ask_program(tmp_path / "nowhere", [])
+    assert (missing.state, "No such file" in missing.text) == (State.FAILED, True)
+    assert missing.advice
 
 
 def doctor(*arguments: str, working: Path | None = None) -> subprocess.CompletedProcess[str]:

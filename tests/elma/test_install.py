@@ -222,10 +222,21 @@ def test_a_dry_run_writes_nothing_and_says_nothing_secret(bundle: Path, root: Pa
 def test_a_second_time_renews_the_keys_and_keeps_the_modes(bundle: Path, root: Path) -> None:
     install(bundle, root)
     before = laid_out(root)
+    unit = root / "etc/systemd/system/elma-edge.service"
+    written_at = unit.stat().st_mtime_ns
     write_secret(bundle / "client-key.pem", b"another")
-    install(bundle, root)
+    said = json.loads(install(bundle, root, "--json"))
     assert laid_out(root) == before
     assert (root / "etc/elma/edge/client-key.pem").read_bytes() == b"another"
+    assert [Path(one["path"]).name for one in said["files"] if not one["was_there"]] == [
+        "client-key.pem"
+    ]
+    assert unit.stat().st_mtime_ns == written_at, "systemd would ask for a reload"
+    assert said["next"] == ["systemctl restart elma-edge"]
+    unit.chmod(0o600)
+    again = json.loads(install(bundle, root, "--json"))
+    assert again["next"] == ["systemctl daemon-reload", "systemctl restart elma-edge"]
+    assert laid_out(root) == before
 
 
 def test_a_machine_that_is_another_device_is_left_as_it_is(

@@ -232,6 +232,7 @@ def test_a_monitor_shows_its_edges_with_the_age_of_their_reports() -> None:
         ({}, "status 404"),
         ({"/metrics": "<html>"}, "not with metrics"),
         ({"/metrics": "up 1\n", "/healthz": "{}"}, "neither an edge, a worker nor a monitor"),
+        ({"/metrics": "elma_monitor_edges 0\n", "/healthz": "{}"}, "to which no edge reports"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "ok"}, "no JSON"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "[]"}, "no object"),
         ({"/metrics": "#" * (9 * 1024 * 1024)}, "more than"),

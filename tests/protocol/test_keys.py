@@ -6,6 +6,9 @@ import base64
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,18 @@ def test_key_files_are_for_their_owner_only(tmp_path: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "made" / "edge.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+
+
+def test_public_keys_are_for_everyone_to_read_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        edge = save_edge_public(tmp_path / "edges", "kitchen", EdgeKeys.make("kitchen").public)
+        pool = tmp_path / "pool-public.json"
+        save_pool_public(pool, PoolKeys.make("pool-1").public)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (edge.parent, edge, pool)]
+    assert modes == [0o755, 0o644, 0o644]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
@@ -231,6 +246,54 @@ def test_a_renamed_edge_file_vouches_for_nobody_else(tmp_path: Path) -> None:
     (tmp_path / "kitchen.json").rename(tmp_path / "cellar.json")
     with pytest.raises(KeyFileError, match="another edge"):
         EdgeFolder(tmp_path).public_key("cellar")
+
+
+@contextmanager
+def without_rights() -> Iterator[Path]:
+    """A folder that everyone gets to, and the right of root to read everything given up."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        user = os.geteuid()
+        edges = Path(folder) / "edges"
+        save_edge_public(edges, "kitchen", EdgeKeys.make("kitchen").public)
+        save_edge_public(edges, "cellar", EdgeKeys.make("cellar").public)
+        (edges / "kitchen.json").chmod(0o200)
+        os.seteuid(65_534 if user == 0 else user)
+        try:
+            yield edges
+        finally:
+            os.seteuid(user)
+            edges.chmod(0o755)
+
+
+def test_an_edges_key_that_may_not_be_read_is_told_once_with_the_fix() -> None:
+    told: list[KeyFileError] = []
+    with without_rights() as edges:
+        folder = EdgeFolder(edges, told.append)
+        for _ in range(3):
+            with pytest.raises(KeyFileError):
+                folder.public_key("kitchen")
+            assert folder.public_key("cellar")
+        with pytest.raises(UnknownEdge):
+            folder.public_key("stranger")
+    (error,) = told
+    assert "Permission denied" in str(error)
+    assert f"chmod 644 {edges / 'kitchen.json'}" in str(error)
+
+
+def test_a_folder_of_edges_that_may_not_be_looked_into_is_told_once() -> None:
+    told: list[KeyFileError] = []
+    with without_rights() as edges:
+        folder = EdgeFolder(edges, told.append)
+        reader = os.geteuid()
+        os.seteuid(edges.stat().st_uid)
+        edges.chmod(0o600)
+        os.seteuid(reader)
+        for stranger in ("kitchen", "cellar", "stranger"):
+            with pytest.raises(UnknownEdge):
+                folder.public_key(stranger)
+    (error,) = told
+    assert f"chmod 755 {edges}" in str(error)
 
 
 def test_an_edge_folder_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,13 @@ def test_a_pool_and_an_edge_are_made_and_fit_together(tmp_path: Path) -> None:
     assert EdgeFolder(tmp_path / "edges").public_key("kitchen") == edge.public
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 5
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert modes == {
+        "pool-secret.json": 0o600,
+        "edge-secret.json": 0o600,
+        "pool-public.json": 0o644,
+        "kitchen.json": 0o644,
+    }
 
 
 def test_rotation_keeps_the_key_before(tmp_path: Path) -> None:

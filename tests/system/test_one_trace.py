@@ -327,8 +327,8 @@ def test_a_collector_that_is_not_there_costs_no_answer_and_its_spans_are_counted
         return next(float(line.removeprefix(lost)) for line in lines if line.startswith(lost))
 
     wait_until(count, "the spans counted as lost")
-    assert ask(edge, 41).json()["resolved_by"] == "cloud"
     before = count()
+    assert ask(edge, 41).json()["resolved_by"] == "cloud"
     wait_until(lambda: count() > before, "a second batch that was lost")
     (line,) = edge.events("spans_not_sent")
     assert "spans batch" in line["reason"]
