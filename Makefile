@@ -30,7 +30,7 @@ demo: $(READY)  ## broker, worker and edge as real processes, questions asked
 	@$(BIN)/elma demo $(ARGS)
 
 test: $(READY)  ## all tests, files side by side (JOBS=2)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-device: $(READY)  ## the wheel in a fresh environment without torch; needs the package index
 	$(BIN)/python -m pytest -m device $(ARGS)

@@ -117,14 +117,19 @@ class RunningBroker:
         """The operating system's number for the process; None where there is none."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def _who_answers(self) -> str:
+        """Whose broker it is that answers before ours was started."""
+        return "another broker"
+
     def start(self) -> None:
         """Start the process and wait until it answers. Raises BrokerStartFailed."""
         if self.is_running:
             return
         if self._is_answering():
             raise BrokerStartFailed(
-                f"port {self.port} of {self.host} is taken by another broker; stop it, or choose "
-                "another port"
+                f"port {self.port} of {self.host} is taken by {self._who_answers}; stop it, or "
+                "choose another port"
             )
         command = self._command()
         with (self.directory / LOG_NAME).open("ab") as log:

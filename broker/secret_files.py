@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
+from errno import ELOOP
 from pathlib import Path
 
 from broker.errors import EnrolmentError
@@ -45,21 +46,29 @@ def write_secret(path: Path, content: bytes) -> None:
     write_file(path, content, mode=SECRET_MODE)
 
 
-def read_file(path: Path) -> bytes:
-    """A file's content, if it is of a reasonable size."""
+def read_file(path: Path, *, follow_links: bool = True) -> bytes:
+    """A plain file's content, if it is of a reasonable size.
+
+    Without `follow_links` a symbolic link is refused: somebody else may have made it, and who reads
+    may be root.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EnrolmentError(f"{path} is no plain file")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise EnrolmentError(f"cannot read {path}: {error.strerror}") from error
+        reason = "it is a link, and is not followed" if error.errno == ELOOP else error.strerror
+        raise EnrolmentError(f"cannot read {path}: {reason}") from error
     if len(content) > MAX_FILE_BYTES:
         raise EnrolmentError(f"{path} holds over {MAX_FILE_BYTES} bytes")
     return content
 
 
-def read_secret(path: Path) -> bytes:
+def read_secret(path: Path, *, follow_links: bool = True) -> bytes:
     """A secret file's content; one that others may read is refused, with the command that helps."""
-    content = read_file(path)
+    content = read_file(path, follow_links=follow_links)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise EnrolmentError(

@@ -29,6 +29,15 @@ class SecuredBroker(RunningBroker):
         """How the operator reaches it."""
         return self.folder.operator_settings()
 
+    @property
+    def _who_answers(self) -> str:
+        # It has shown a certificate of this folder's authority.
+        configuration = self.folder.configuration_file
+        return (
+            f"a broker of {self.folder.path}, which runs already, or was left by an `elma broker "
+            f"run` that was killed (pkill -f {configuration})"
+        )
+
     def _command(self) -> list[str]:
         program = find_mosquitto()
         if program is None:

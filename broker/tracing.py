@@ -96,12 +96,14 @@ class Span:
     def note(self, name: str, attributes: Mapping[str, Value]) -> None:
         """Something that happened at this moment."""
         with suppress(Exception):
-            self._otel.add_event(name, _named(attributes))
+            if self._otel.is_recording():
+                self._otel.add_event(name, _named(attributes))
 
     def set(self, attributes: Mapping[str, Value]) -> None:
-        """Say more of it."""
+        """Say more of it; once it has ended, by another thread say, that changes nothing."""
         with suppress(Exception):
-            self._otel.set_attributes(_named(attributes))
+            if self._otel.is_recording():
+                self._otel.set_attributes(_named(attributes))
 
     def end(self, fault: str | None) -> None:
         """End it, as failed where `fault` names what failed; a second end changes nothing."""
@@ -208,11 +210,23 @@ def open_tracing(settings: TracingSettings, *, service: str, name: str) -> Traci
 
 
 def _own_session() -> Any:
-    """Connections that take no proxy and no login from the environment, as all of ours."""
+    """Connections that take no proxy and no login from the environment, as all of ours.
+
+    A collector's status is all that counts. What else it says is not read: it could go on for ever.
+    """
     import requests
+
+    class StatusOnly(requests.adapters.HTTPAdapter):
+        def send(self, request: Any, *args: Any, **details: Any) -> Any:
+            response = super().send(request, *args, **{**details, "stream": True})
+            response.close()
+            response._content = b""
+            return response
 
     session = requests.Session()
     session.trust_env = False
+    session.mount("http://", StatusOnly())
+    session.mount("https://", StatusOnly())
     return session
 
 

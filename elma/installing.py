@@ -46,6 +46,7 @@ TEXTFILE_FOLDER = PurePosixPath("/var/lib/prometheus/node-exporter")
 """As the committed drop-ins name them; another folder takes their place."""
 _BROKER_DROP_IN = PurePosixPath("mosquitto.service.d/elma.conf")
 _TEXTFILE_DROP_IN = PurePosixPath("elma-edge.service.d/textfile.conf")
+_OUTBOX_NAME = "elma-edge.sqlite3"
 _PACKAGED_PROGRAM = re.compile(r"/opt/elma-[a-z]+/bin/elma\b")
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 _SECRET_MODE, _PUBLIC_MODE, _FOLDER_MODE, _COMMAND_MODE = 0o600, 0o644, 0o755, 0o755
@@ -168,9 +169,13 @@ def _drop_in(
 
 def _keys(kind: InstalledRole, bundle: Path, folder: Path) -> Iterator[PlannedFile]:
     for secret in kind.secrets:
-        yield PlannedFile(folder / secret, _SECRET_MODE, read_secret(bundle / secret))
+        yield PlannedFile(
+            folder / secret, _SECRET_MODE, read_secret(bundle / secret, follow_links=False)
+        )
     for public in kind.public:
-        yield PlannedFile(folder / public, _PUBLIC_MODE, read_file(bundle / public))
+        yield PlannedFile(
+            folder / public, _PUBLIC_MODE, read_file(bundle / public, follow_links=False)
+        )
 
 
 def _others(
@@ -178,18 +183,18 @@ def _others(
 ) -> Iterator[PlannedFile]:
     """Whose releases are believed, and for a worker the devices' public keys."""
     if "releases" in settings:
-        trust = read_file(bundle / PUBLISHER_PUBLIC_NAME)
+        trust = read_file(bundle / PUBLISHER_PUBLIC_NAME, follow_links=False)
         yield PlannedFile(folder / PUBLISHER_PUBLIC_NAME, _PUBLIC_MODE, trust)
     if role == "worker":
         edges = bundle / EDGES_FOLDER_NAME
-        if not edges.is_dir():
+        if not edges.is_dir() or edges.is_symlink():
             raise CommandError(
                 f"{edges} is not a folder; a worker that was enrolled with --here uses the pool's "
                 "key folder: enrol it without, and bring edges/ to it as docs/operations.md says"
             )
         for path in sorted(edges.glob("*.json")):
             target = folder / EDGES_FOLDER_NAME / path.name
-            yield PlannedFile(target, _PUBLIC_MODE, read_file(path))
+            yield PlannedFile(target, _PUBLIC_MODE, read_file(path, follow_links=False))
 
 
 def _unit(kind: InstalledRole, root: Path, program: PurePosixPath | None) -> Iterator[PlannedFile]:
@@ -207,7 +212,7 @@ def _settled(settings: dict[str, Any], state: str) -> dict[str, Any]:
     """The bundle's settings, with what the process writes in its state folder."""
     changed = dict(settings)
     if "outbox" in changed:
-        changed["outbox"] = f"{state}/{Path(changed['outbox']).name}"
+        changed["outbox"] = f"{state}/{_OUTBOX_NAME}"
     if "store" in changed:
         changed["store"] = state
     if "store_file" in changed.get("audit", {}):
@@ -231,7 +236,7 @@ def _read_settings(path: Path, role: Role) -> dict[str, Any]:
         verb = ROLES[role].verb
         raise CommandError(f"{path} is not there; give --bundle the folder that `{verb}` made")
     try:
-        return tomllib.loads(read_file(path).decode("utf-8"))
+        return tomllib.loads(read_file(path, follow_links=False).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} is not TOML: {error}") from error
 

@@ -12,10 +12,12 @@ form behind the level.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -130,8 +132,15 @@ class _LibraryFormatter(logging.Formatter):
         self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, or the lines, of a record."""
-        return self._form.with_level(super().format(record), record.levelname.lower())
+        """The line, or the lines, of a record; one line of JSON where that is the form."""
+        level = record.levelname.lower()
+        text = super().format(record)
+        if self._form.format is LogFormat.JSON:
+            said = text if self._form.has_levels else text.removeprefix(f"{record.levelname} ")
+            event = {"event": said, "level": level, "logger": record.name}
+            event["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+            text = json.dumps(event)
+        return self._form.with_level(text, level)
 
 
 def _render_for_journal(_logger: Any, _name: str, event: Mapping[str, Any]) -> str:

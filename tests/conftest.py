@@ -18,6 +18,16 @@ import structlog
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONG_FILES = ("tests/system/", "tests/deploy/test_watch", "tests/elma/test_bench_")
+LONG_FILES += tuple(f"tests/elma/test_{name}.py" for name in ("demo", "enroll", "renew", "rotate"))
+LONG_FILES += ("tests/cloud_worker/test_channel.py", "tests/cloud_worker/test_lifetimes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few long tests first: at the end they would keep one process busy alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG_FILES))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     import torch

@@ -22,7 +22,7 @@ from elma.extras import require_extra
 from elma.output import CommandError, JsonOption, print_json
 
 if TYPE_CHECKING:
-    from protocol.keys import PoolKeys
+    from protocol.keys import PoolKeys, PoolPublic
 
 
 def register(group: typer.Typer) -> None:
@@ -85,7 +85,11 @@ def rotate(
 
 
 def _copies(bundles: list[Path], old: PoolKeys) -> tuple[list[Path], list[Path]]:
-    """The workers' and the devices' copies of this pool's keys; those of another pool stay."""
+    """The workers' and the devices' copies of this pool's keys; those of another pool stay.
+
+    A copy that shares a key with the pool is of the pool: a rotation that was killed may have left
+    it one behind.
+    """
     from protocol.key_files import (
         POOL_PUBLIC_NAME,
         POOL_SECRET_NAME,
@@ -94,10 +98,16 @@ def _copies(bundles: list[Path], old: PoolKeys) -> tuple[list[Path], list[Path]]
     )
 
     secrets = [path / POOL_SECRET_NAME for path in bundles if (path / POOL_SECRET_NAME).exists()]
-    secrets = [path for path in secrets if load_pool_keys(path).public == old.public]
     publics = [path / POOL_PUBLIC_NAME for path in bundles if (path / POOL_PUBLIC_NAME).exists()]
-    ours = [old.public_of(key_id) for key_id in old.ids]
-    return secrets, [path for path in publics if load_pool_public(path) in ours]
+    ours = _publics(old)
+    return (
+        [path for path in secrets if any(key in ours for key in _publics(load_pool_keys(path)))],
+        [path for path in publics if load_pool_public(path) in ours],
+    )
+
+
+def _publics(keys: PoolKeys) -> list[PoolPublic]:
+    return [keys.public_of(key_id) for key_id in keys.ids]
 
 
 def _revoked(bundles: list[Path], broker: Path) -> list[Path]:

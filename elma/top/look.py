@@ -8,7 +8,9 @@ What a process answers is bounded and checked: it may be anything that listens o
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,10 +86,7 @@ def look_at(
 ) -> tuple[Look, ...] | Silence:
     """Ask the process at `url` how it is, or a monitor how its edges are."""
     try:
-        with httpx.Client(timeout=ANSWER_SECONDS, trust_env=False) as client:
-            samples = _parse(_fetch(client, f"{url}/metrics"))
-            at = clock()
-            health = _health(_fetch(client, f"{url}/healthz"))
+        samples, at, health = asyncio.run(_ask(url, clock))
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return Silence(url, f"no answer ({_reason(error)})")
     except ValueError as error:
@@ -120,13 +119,28 @@ def _reported(
     return tuple(looks)
 
 
-def _fetch(client: httpx.Client, url: str) -> str:
+async def _ask(
+    url: str, clock: Callable[[], float]
+) -> tuple[dict[tuple[str, Labels], float], float, dict[str, Any]]:
+    """/metrics, the moment when it was there, and /healthz.
+
+    Raises TimeoutError when that takes longer altogether, however busily bytes drip; ValueError for
+    what is neither.
+    """
+    async with asyncio.timeout(ANSWER_SECONDS):
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
+            samples = _parse(await _fetch(client, f"{url}/metrics"))
+            at = clock()
+            return samples, at, _health(await _fetch(client, f"{url}/healthz"))
+
+
+async def _fetch(client: httpx.AsyncClient, url: str) -> str:
     """A page; a failing process answers 503 and still says how it is. Raises ValueError."""
-    with client.stream("GET", url) as response:
+    async with client.stream("GET", url) as response:
         if response.status_code not in (200, 503):
             raise ValueError(f"{url} answers with status {response.status_code}")
         content = bytearray()
-        for part in response.iter_bytes():
+        async for part in response.aiter_bytes():
             content += part
             if len(content) > MAX_ANSWER_BYTES:
                 raise ValueError(f"{url} answers with more than {MAX_ANSWER_BYTES} bytes")
@@ -139,6 +153,7 @@ def _parse(text: str) -> dict[tuple[str, Labels], float]:
             (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
             for family in text_string_to_metric_families(text)
             for sample in family.samples
+            if math.isfinite(sample.value)
         }
     except Exception as error:  # prometheus_client raises several kinds
         raise ValueError("it answers, but not with metrics") from error
@@ -147,7 +162,7 @@ def _parse(text: str) -> dict[tuple[str, Labels], float]:
 def _health(text: str) -> dict[str, Any]:
     try:
         health = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("it answers, but /healthz is no JSON") from error
     if not isinstance(health, dict):
         raise ValueError("it answers, but /healthz is no object")
@@ -155,7 +170,7 @@ def _health(text: str) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
         return f"not within {ANSWER_SECONDS:g} seconds"
     if "refused" in str(error):
         return "nobody listens there"

@@ -18,7 +18,7 @@ from broker.authority import Authority
 from broker.certificates import revoked_serials, serial_of
 from broker.control import StoppedAccess, open_access
 from broker.enrolment import enrol, revoke
-from broker.errors import EnrolmentError
+from broker.errors import BrokerStartFailed, EnrolmentError
 from broker.issued import members
 from broker.mosquitto_files import PLUGIN_NAME, find_plugin, secured_configuration
 from broker.roles import Member
@@ -112,6 +112,8 @@ def test_tls_before_1_2_is_refused_by_our_line_of_the_configuration(make: Any) -
     ours, weak = "tls_version tlsv1.2", "ciphers DEFAULT:@SECLEVEL=0"
     edit_configuration(folder, (ours, f"{ours}\n{weak}"))
     with run_secured(folder):
+        with pytest.raises(BrokerStartFailed, match="runs already, or was left by"):
+            run_secured(folder)
         assert not handshakes(context, folder.port)
     edit_configuration(folder, (ours, "tls_version tlsv1.1"))
     with run_secured(folder):

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from broker.span_queue import SpanQueue
 from broker.tracing import Tracing, TracingSettings, begin, finish, note, open_tracing
-from tests.system.collector import run_collector
+from tests.cloud_worker.harness import wait_until
+from tests.system.collector import Collector, run_collector
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -228,3 +229,21 @@ def test_the_variables_of_the_standard_count_where_nothing_is_set_and_no_proxy_i
         one_span(TracingSettings(is_on=True, endpoint=collector.url, sample_share=1.0))
         services = [(span.service, span.instance) for span in collector.spans()]
     assert services == [("elma-edge", "kitchen"), ("devices", "kitchen"), ("devices", "kitchen")]
+
+
+def test_a_collector_whose_answer_has_no_end_is_not_read() -> None:
+    """Its status has come; the rest would fill the memory."""
+    with run_collector() as collector:
+        collector.is_endless.set()
+        settings = TracingSettings(is_on=True, endpoint=collector.url, send_seconds=0.05)
+        tracing = open_tracing(settings, service="elma-edge", name="kitchen")
+        assert tracing is not None
+        for name in ("first", "second"):
+            finish(tracing.begin(name, None))
+            wait_until(lambda name=name: name in names(collector), f"the span {name}")
+        tracing.close(WAIT_SECONDS)
+
+
+def names(collector: Collector) -> list[str]:
+    """Of all spans that came."""
+    return [span.name for span in collector.spans()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -260,6 +261,30 @@ def test_a_secret_that_others_could_read_in_the_bundle_is_not_installed(
 def test_a_name_that_is_a_path_is_refused(tmp_path: Path, root: Path, name: Any) -> None:
     evil = make_bundle(tmp_path / "evil", "worker", name)
     assert "worker.toml" in install(evil, root, role="worker", status=1)
+    assert laid_out(root) == {}
+
+
+@pytest.mark.parametrize("name", ["authority.pem", "edge-secret.json", "edge.toml"])
+@pytest.mark.parametrize("make", ["link", "fifo"])
+def test_what_is_no_plain_file_in_a_bundle_is_not_installed(
+    bundle: Path, root: Path, tmp_path: Path, name: str, make: str
+) -> None:
+    """Root reads the bundle, and what it writes may be read by all."""
+    kept = tmp_path / "shadow"
+    (bundle / name).rename(kept)
+    if make == "link":
+        (bundle / name).symlink_to(kept)
+    else:
+        os.mkfifo(bundle / name, 0o600)
+    assert name in install(bundle, root, status=1)
+    assert laid_out(root) == {}
+
+
+def test_the_devices_folder_of_a_bundle_is_no_link(tmp_path: Path, root: Path) -> None:
+    bundle = make_bundle(tmp_path / "north", "worker", "north")
+    (bundle / "edges").rename(tmp_path / "elsewhere")
+    (bundle / "edges").symlink_to(tmp_path / "elsewhere")
+    assert "edges" in install(bundle, root, role="worker", status=1)
     assert laid_out(root) == {}
 
 

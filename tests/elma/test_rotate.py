@@ -87,6 +87,16 @@ def test_a_rotation_changes_each_bundle_s_copy_and_leaves_another_pool_s_alone(s
     assert (bundles / "foreign" / "pool-secret.json").read_bytes() == foreign
 
 
+def test_a_copy_that_a_killed_rotation_left_behind_is_taken_along_by_the_next(site: Site) -> None:
+    enroll(site, "north", "enroll-worker")
+    copy = site.folder / "bundles" / "north" / "pool-secret.json"
+    before = copy.read_bytes()
+    told(site.folder, "keys", "rotate", "--bundles", "bundles")
+    copy.write_bytes(before)  # as if it had been killed after the key folder's own file
+    told(site.folder, "keys", "rotate", "--bundles", "bundles")
+    assert load_pool_keys(copy).ids == ("pool-2", "pool-3")
+
+
 def test_a_rotation_keeps_the_new_key_from_a_revoked_worker_s_bundle(site: Site) -> None:
     enroll(site, "north", "enroll-worker")
     enroll(site, "south", "enroll-worker")

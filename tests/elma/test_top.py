@@ -194,6 +194,8 @@ def test_a_monitor_shows_its_edges_with_the_age_of_their_reports() -> None:
             labels = f'edge="{edge}",resolved_by="edge",result="answered"'
             lines.append(f"elma_edge_questions_total{{{labels}}} {count}")
             lines.append(f'elma_edge_broker_connected{{edge="{edge}"}} 1')
+            lines.append(f'elma_edge_outbox_pending{{edge="{edge}"}} NaN')
+            lines.append(f'elma_edge_exit_layer_bucket{{edge="{edge}",le="+Inf"}} +Inf')
         return "\n".join(lines) + "\n"
 
     class Monitor(BaseHTTPRequestHandler):
@@ -235,6 +237,7 @@ def test_a_monitor_shows_its_edges_with_the_age_of_their_reports() -> None:
         ({"/metrics": "elma_monitor_edges 0\n", "/healthz": "{}"}, "to which no edge reports"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "ok"}, "no JSON"),
         ({"/metrics": "elma_edge_x 1\n", "/healthz": "[]"}, "no object"),
+        ({"/metrics": "elma_edge_x 1\n", "/healthz": "[" * 200_000}, "no JSON"),
         ({"/metrics": "#" * (9 * 1024 * 1024)}, "more than"),
     ],
 )
@@ -258,6 +261,27 @@ def test_whoever_else_listens_there_is_told_apart(pages: dict[str, str], why: st
         server.shutdown()
     assert isinstance(found, Silence)
     assert why in found.why
+
+
+def test_whoever_drips_his_answer_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elma.top.look.ANSWER_SECONDS", 0.3)
+    is_over = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            while not is_over.wait(0.02):
+                self.wfile.write(b"H")
+
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        found = look_at(f"http://127.0.0.1:{server.server_port}")
+        is_over.set()
+        server.shutdown()
+    assert isinstance(found, Silence)
+    assert "not within" in found.why
 
 
 @dataclass(frozen=True)

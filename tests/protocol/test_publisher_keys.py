@@ -114,7 +114,8 @@ def test_a_publisher_is_made_and_its_key_signs_what_its_public_file_trusts(tmp_p
     assert said["revoked"] == []
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == sorted([ROOT_FILE, SECRET_FILE, PUBLIC_FILE])
-    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {ROOT_FILE: 0o600, SECRET_FILE: 0o600, PUBLIC_FILE: 0o644}
     trust = load_publisher_public(tmp_path / PUBLIC_FILE)
     key = load_publisher_secret(tmp_path / SECRET_FILE)
     assert said["keys"] == [{"id": "publisher-1", "fingerprint": key.fingerprint}]

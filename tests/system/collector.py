@@ -35,13 +35,16 @@ class Received:
 
 
 class Collector:
-    """What came so far. `answers` cleared: the collector takes requests and says nothing."""
+    """What came so far. `answers` cleared: the collector takes requests and says nothing;
+    `is_endless` set: what it says has no end.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.asked_count = 0
         self.answers = threading.Event()
         self.answers.set()
+        self.is_endless = threading.Event()
         self.url = ""
 
     def spans(self) -> list[Received]:
@@ -91,9 +94,14 @@ def run_collector() -> Iterator[Collector]:
             answer = ExportTraceServiceResponse().SerializeToString()
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            if collector.is_endless.is_set():
+                self.end_headers()
+                while collector.is_endless.is_set():
+                    self.wfile.write(bytes(65_536))
+            else:
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
             """Nothing."""
@@ -112,6 +120,7 @@ def run_collector() -> Iterator[Collector]:
             yield collector
         finally:
             collector.answers.set()
+            collector.is_endless.clear()
             server.shutdown()
             thread.join(5.0)
 
