@@ -52,10 +52,26 @@ def read_file(path: Path, *, follow_links: bool = True) -> bytes:
     Without `follow_links` a symbolic link is refused: somebody else may have made it, and who reads
     may be root.
     """
+    return _read(path, follow_links)[0]
+
+
+def read_secret(path: Path, *, follow_links: bool = True) -> bytes:
+    """A secret file's content; one that others may read is refused, with the command that helps."""
+    content, mode = _read(path, follow_links)
+    if mode & 0o077:
+        raise EnrolmentError(
+            f"{path} is open to other users (mode {mode:04o}); run: chmod 600 {path}"
+        )
+    return content
+
+
+def _read(path: Path, follow_links: bool) -> tuple[bytes, int]:
+    """The content and the mode of one and the same file."""
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     try:
         with os.fdopen(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
                 raise EnrolmentError(f"{path} is no plain file")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
@@ -63,18 +79,7 @@ def read_file(path: Path, *, follow_links: bool = True) -> bytes:
         raise EnrolmentError(f"cannot read {path}: {reason}") from error
     if len(content) > MAX_FILE_BYTES:
         raise EnrolmentError(f"{path} holds over {MAX_FILE_BYTES} bytes")
-    return content
-
-
-def read_secret(path: Path, *, follow_links: bool = True) -> bytes:
-    """A secret file's content; one that others may read is refused, with the command that helps."""
-    content = read_file(path, follow_links=follow_links)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise EnrolmentError(
-            f"{path} is open to other users (mode {mode:04o}); run: chmod 600 {path}"
-        )
-    return content
+    return content, stat.S_IMODE(mode)
 
 
 def make_folder(path: Path, *, mode: int = 0o700) -> None:

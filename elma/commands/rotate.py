@@ -62,6 +62,7 @@ def rotate(
         save_pool_public(path, new.public, replace=True)
     dropped = [key_id for key_id in old.ids if key_id not in new.ids]
     changed = [str(path) for path in (*secrets, *publics)]
+    foreign = _foreign(found, revoked, changed)
     if as_json:
         print_json(
             {
@@ -71,6 +72,7 @@ def rotate(
                 "fingerprint": new.public.fingerprint,
                 "changed_copies": changed,
                 "revoked_bundles": [str(path) for path in revoked],
+                "other_pools_copies": foreign,
             }
         )
         return
@@ -81,6 +83,8 @@ def rotate(
         typer.echo(f"changed: {copy}")
     for path in revoked:
         typer.echo(f"left as it is: {path} (its certificate is revoked)")
+    for copy in foreign:
+        typer.echo(f"left as it is: {copy} (it shares no key with this pool)")
     typer.echo("bring pool-secret.json to workers elsewhere, then pool-public.json to each device")
 
 
@@ -104,6 +108,18 @@ def _copies(bundles: list[Path], old: PoolKeys) -> tuple[list[Path], list[Path]]
         [path for path in secrets if any(key in ours for key in _publics(load_pool_keys(path)))],
         [path for path in publics if load_pool_public(path) in ours],
     )
+
+
+def _foreign(bundles: list[Path], revoked: list[Path], changed: list[str]) -> list[str]:
+    """Copies of keys that are another pool's, or so old that nothing tells whose they are."""
+    from protocol.key_files import POOL_PUBLIC_NAME, POOL_SECRET_NAME
+
+    held = [path / name for path in bundles for name in (POOL_SECRET_NAME, POOL_PUBLIC_NAME)]
+    return [
+        str(path)
+        for path in held
+        if path.exists() and path.parent not in revoked and str(path) not in changed
+    ]
 
 
 def _publics(keys: PoolKeys) -> list[PoolPublic]:

@@ -23,6 +23,7 @@ from broker.secret_files import read_file
 from broker.secured import OPERATOR, SecuredFolder
 from broker.settings import MAX_PACKET_BYTES
 from elma.doctor.finding import Finding, State
+from elma.top.figures import printable
 
 CONNECT_SECONDS = 1.5
 HANDSHAKE_SECONDS = 5.0
@@ -135,11 +136,12 @@ def _ask(folder: SecuredFolder) -> dict[str, Any]:
         figures: dict[str, Any] = {"maximum_packet_bytes": connection.maximum_packet_bytes}
         end = time.monotonic() + FIGURES_SECONDS
         with suppress(queue.Empty):
-            while len(figures) <= len(_FIGURES):
+            while len(figures) <= len(_FIGURES) and time.monotonic() < end:
                 delivery = said.get(timeout=max(0.0, end - time.monotonic()))
                 text = delivery.payload[:100].decode("utf-8", "replace")
                 if delivery.topic in _FIGURES:
-                    figures[_FIGURES[delivery.topic]] = int(text) if text.isdigit() else text
+                    is_number = text.isascii() and text.isdigit()
+                    figures[_FIGURES[delivery.topic]] = int(text) if is_number else printable(text)
     finally:
         connection.close()
     return figures

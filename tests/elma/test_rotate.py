@@ -77,6 +77,9 @@ def test_a_rotation_changes_each_bundle_s_copy_and_leaves_another_pool_s_alone(s
     foreign = (site.folder / "bundles" / "foreign" / "pool-secret.json").read_bytes()
     first = told(site.folder, "keys", "rotate", "--bundles", "bundles")
     assert len(first["changed_copies"]) == 2
+    assert set(first["other_pools_copies"]) == {
+        f"bundles/foreign/pool-{half}.json" for half in ("secret", "public")
+    }
     second = told(site.folder, "keys", "rotate", "--bundles", "bundles")
     assert second["dropped_key_ids"] == ["pool-1"]
     assert second["live_key_ids"] == ["pool-2", "pool-3"]
